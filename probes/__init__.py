@@ -1,0 +1,79 @@
+"""probes: a mechanistic probing workbench for LLM judges.
+
+Capture what every layer of a judge says about a score, learn how to weigh the layers, and compare the judges
+that result with human raters. Names are loaded when first used, so importing the package is quick, and reading
+a run never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Item": "probes.items",
+    "Items": "probes.items",
+    "Judge": "probes.judge",
+    "ProbesError": "probes.errors",
+    "Run": "probes.store",
+    "Scale": "probes.scale",
+    "Template": "probes.prompts",
+    "by_layer": "probes.comparing",
+    "capture": "probes.capturing",
+    "compare": "probes.comparing",
+    "figures": "probes.figures",
+    "fit": "probes.comparing",
+    "load_template": "probes.prompts",
+    "open_run": "probes.store",
+    "preview": "probes.capturing",
+    "read_items": "probes.readers",
+    "vader_words": "probes.demo_items",
+}
+
+__all__ = [
+    "Item",
+    "Items",
+    "Judge",
+    "ProbesError",
+    "Run",
+    "Scale",
+    "Template",
+    "__version__",
+    "by_layer",
+    "capture",
+    "compare",
+    "figures",
+    "fit",
+    "load_template",
+    "open_run",
+    "preview",
+    "read_items",
+    "vader_words",
+]
+
+if TYPE_CHECKING:
+    from probes import figures
+    from probes.capturing import capture, preview
+    from probes.comparing import by_layer, compare, fit
+    from probes.demo_items import vader_words
+    from probes.errors import ProbesError
+    from probes.items import Item, Items
+    from probes.judge import Judge
+    from probes.prompts import Template, load_template
+    from probes.readers import read_items
+    from probes.scale import Scale
+    from probes.store import Run, open_run
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'probes' has no attribute {name!r}")
+    module = importlib.import_module(home)
+    return module if home == f"probes.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,230 @@
+"""A fitted judge as a file: JSON, readable by people, exact to the last bit, and safe to open."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+import numpy as np
+
+from probes.errors import FitError
+from probes.fitted import FittedAggregator, Form, Scores
+from probes.runlike import RunLike, layer_logits, where
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jaxtyping import Float
+
+FORMAT: Final = "probes-judge"
+FORMAT_VERSION: Final = 1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedJudge:
+    """A fitted aggregator with everything that says where it may be used.
+
+    Attributes:
+        aggregator: What turns layers into a score.
+        scale: Description of the scale, as ``Scale.to_dict`` gives it.
+        criterion: Criterion of the items that it was fitted on; ``all`` when they were pooled.
+        judge_hash: Model, prompt, scale and condition of the run that it was fitted on.
+        model_hash: Its model.
+        readout_hash: Its readout.
+        fit_hash: SHA-256 over the ids and human scores of the fit items.
+        n_fit: Labelled items in the fit; 0 where no labels go in.
+        metrics: How well it did, by name; None where undefined.
+        version: Version of this package that fitted it.
+    """
+
+    aggregator: FittedAggregator
+    scale: Mapping[str, Any]
+    criterion: str
+    judge_hash: str
+    model_hash: str
+    readout_hash: str
+    fit_hash: str
+    n_fit: int
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    version: str = ""
+
+    def score(self, run: RunLike) -> Scores:
+        """Score every item of a run; NaN where an item has no reading.
+
+        A run of the same model with another prompt is scored, with a warning in the log.
+
+        Raises:
+            FitError: The run is of another model, readout, scale or set of layers, or lacks the lens.
+        """
+        name = self.aggregator.name
+        if run.model_hash != self.model_hash:
+            raise FitError(f"{where(run)} is a run of another model than {name} was fitted on: fit it on this model")
+        if run.readout_hash != self.readout_hash:
+            raise FitError(
+                f"{where(run)} reads its scores out otherwise than the run that {name} was fitted on "
+                "(score tokens, final norm or output matrix): fit it on a run of this kind"
+            )
+        if tuple(run.scale.labels) != tuple(self.scale["labels"]):
+            raise FitError(
+                f"{name} was fitted on the labels {', '.join(self.scale['labels'])}, but {where(run)} has "
+                f"{', '.join(run.scale.labels)}: fit it on this scale"
+            )
+        logits = layer_logits(run, self.aggregator.lens)
+        scores = self.aggregator.predict(logits)
+        if run.judge_hash != self.judge_hash:
+            _log.warning(
+                "%s was fitted with another prompt or setting than %s: check its scores against human ones",
+                name,
+                where(run),
+            )
+        return scores
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description; ``from_dict`` reads it back."""
+        fitted = self.aggregator
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "aggregator": {
+                "name": fitted.name,
+                "lens": fitted.lens,
+                "layers": list(fitted.layers),
+                "values": list(fitted.values),
+                "form": fitted.form,
+                "params": dict(fitted.params),
+                "notes": dict(fitted.notes),
+            },
+            "scale": dict(self.scale),
+            "criterion": self.criterion,
+            "judge_hash": self.judge_hash,
+            "model_hash": self.model_hash,
+            "readout_hash": self.readout_hash,
+            "fit_hash": self.fit_hash,
+            "n_fit": self.n_fit,
+            "metrics": dict(self.metrics),
+            "version": self.version,
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write the judge to a file, whole or not at all; the same judge gives the same bytes."""
+        path = Path(path)
+        text = json.dumps(self.to_dict(), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes a private file; a saved judge is an ordinary one.
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> FittedJudge:
+        """Read a judge that ``save`` wrote.
+
+        Raises:
+            FitError: The file is missing, not a fitted judge, of a later version, or damaged.
+        """
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        except OSError as error:
+            raise FitError(f"cannot read the judge {path}: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:
+            reason = str(error).splitlines()[0]
+            raise FitError(f"{path} is not a fitted judge: not valid JSON ({reason}); fit it again") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise FitError(f'{path} is not a fitted judge: "format" is not "{FORMAT}"; pass a file that fit wrote')
+        if data.get("format_version") != FORMAT_VERSION:
+            raise FitError(
+                f"{path} has format version {data.get('format_version')!r}, but this version of probes reads "
+                f"{FORMAT_VERSION}: update probes, or fit the judge again"
+            )
+        try:
+            return cls._from_dict(data)
+        except KeyError as error:
+            raise FitError(f"{path} is damaged: {error.args[0]} is missing; fit the judge again") from None
+        except (TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise FitError(f"{path} is damaged: {error}; fit the judge again") from None
+
+    @classmethod
+    def _from_dict(cls, data: Mapping[str, Any]) -> FittedJudge:
+        inner = data["aggregator"]
+        if inner["form"] not in get_args(Form):
+            raise ValueError(f"unknown form {inner['form']!r}")
+        fitted = FittedAggregator(
+            str(inner["name"]),
+            str(inner["lens"]),
+            tuple(map(str, inner["layers"])),
+            tuple(map(float, inner["values"])),
+            inner["form"],
+            dict(inner["params"]),
+            dict(inner["notes"]),
+        )
+        _check_params(fitted)
+        scale = dict(data["scale"])
+        if len(scale["labels"]) != len(fitted.values):
+            raise ValueError(f"{len(scale['labels'])} labels but {len(fitted.values)} values")
+        texts = ("criterion", "judge_hash", "model_hash", "readout_hash", "fit_hash")
+        named = {name: str(data[name]) for name in texts}
+        return cls(
+            fitted,
+            scale,
+            **named,
+            n_fit=int(data["n_fit"]),
+            metrics=dict(data["metrics"]),
+            version=str(data["version"]),
+        )
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _check_params(fitted: FittedAggregator) -> None:
+    """Refuse parameters of the wrong shape, which would fail later or broadcast silently."""
+    shapes: dict[str, tuple[int, ...]] = {"weights": (len(fitted.layers),)}
+    if fitted.form == "ridge":
+        columns = np.asarray(fitted.params["columns"])
+        if columns.dtype.kind != "i" or columns.ndim != 2 or columns.shape[1] != 2:
+            raise ValueError("columns are not pairs of layer and label")
+        low, high = (0, -1), (len(fitted.layers) - 1, len(fitted.values) - 1)
+        if (columns < low).any() or (columns > high).any():
+            raise ValueError("a column lies outside the layers or labels")
+        shapes = {name: (len(columns),) for name in ("mean", "spread", "coef")}
+        shapes |= {"layer_weights": (len(fitted.layers),), "intercept": ()}
+    for name, shape in shapes.items():
+        array = np.asarray(fitted.params[name])
+        if array.dtype.kind not in "fi" or array.shape != shape:
+            raise ValueError(f"{name} has the wrong shape or type")
+
+
+def fit_set_hash(ids: Sequence[str], y: Float[np.ndarray, " item"]) -> str:
+    """SHA-256 over ids and human scores, in the order of the ids: which labels a fit has seen."""
+    sha = hashlib.sha256()
+    for name, score in sorted(zip(ids, np.asarray(y, dtype=np.float64).tolist(), strict=True)):
+        sha.update(json.dumps([name, score], ensure_ascii=False).encode())
+    return sha.hexdigest()
+
+
+def package_version() -> str:
+    """Version of this package, or ``unknown`` where it runs without being installed."""
+    try:
+        return version("probes")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,325 @@
+"""The command line. Every command is one function of the Python API with the same arguments.
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done, 2 bad input (one line:
+what, where, what to do), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from probes.errors import ProbesError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+app = typer.Typer(
+    name="probes",
+    help="Probe the layers of LLM judges: capture them, weigh them, compare them with human raters.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+class ConfigError(ProbesError, ValueError):
+    """A config file that cannot be used."""
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take a command's flags from a YAML file; flags on the command line win."""
+    if path is None:
+        return None
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the config {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected `flag: value` lines, got {type(data).__name__}")
+    known = {parameter.name for parameter in context.command.params} - {"config"}
+    settings = {str(key).replace("-", "_"): value for key, value in data.items()}
+    if unknown := sorted(set(settings) - known):
+        flags = ", ".join(sorted(str(name) for name in known))
+        raise ConfigError(f"{path}: `{context.info_name}` has no setting {', '.join(unknown)}; it has {flags}")
+    context.default_map = {
+        name: [str(v) for v in value] if isinstance(value, list) else value for name, value in settings.items()
+    }
+    return path
+
+
+Config = Annotated[
+    Path | None, typer.Option(callback=_read_config, is_eager=True, help="YAML file with this command's flags.")
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run file that `probes capture` wrote.")]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option("--judge", help="A judge, e.g. final, layer:12, lager@norm, slope-ridge. Repeat for several."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.callback()
+def _main(quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and results.")] = False) -> None:
+    logging.getLogger("probes").setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("runs/demo"),
+    words: Annotated[int, typer.Option(min=100, help="Number of words to judge.")] = 450,
+    seed: Annotated[int, typer.Option(help="Seed of the word sample and of the folds.")] = 0,
+) -> None:
+    """Run the whole job on the embedded judge and human scores: capture, fit, compare, draw."""
+    from probes.demo import run_demo
+
+    run_demo(out, n_words=words, seed=seed, echo=typer.echo)
+
+
+@app.command()
+def capture(
+    items: Annotated[str, typer.Option(help="Items: .jsonl, .csv, .tsv, .parquet, a data set folder or hub id.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run file to write.")],
+    model: Annotated[str, typer.Option(help="Hub id, folder, .gguf file, or smollm2-135m.")] = "smollm2-135m",
+    template: Annotated[str, typer.Option(help="Template name or YAML file.")] = "rubric",
+    scale: Annotated[str, typer.Option(help="1..5, 0..9, A..E, yes/no, or LABEL=VALUE,...")] = "1..5",
+    human_range: Annotated[str | None, typer.Option(help="Range of the human scores, e.g. -4..4.")] = None,
+    case: Annotated[bool, typer.Option("--case", help="Also count capitalised labels.")] = False,
+    bare: Annotated[bool, typer.Option("--bare", help="Only count the exact text of a label.")] = False,
+    field: Annotated[list[str] | None, typer.Option(help="Text field: NAME or NAME=COLUMN. Repeatable.")] = None,
+    id: Annotated[str, typer.Option(help="Column of the ids.")] = "id",
+    criterion: Annotated[str, typer.Option(help="Column of the criterion.")] = "criterion",
+    group: Annotated[str, typer.Option(help="Column of the group.")] = "group",
+    system: Annotated[str, typer.Option(help="Column of the system.")] = "system",
+    split: Annotated[str, typer.Option(help="Column of the split.")] = "split",
+    human: Annotated[list[str] | None, typer.Option(help="Column of human scores; repeat: one a rater.")] = None,
+    identified: Annotated[bool, typer.Option("--identified-raters", help="Column k is always one person.")] = False,
+    hf_split: Annotated[str | None, typer.Option(help="Split of a Hugging Face data set.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="For example cuda:0.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="Passed to transformers, e.g. auto.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Hub revision.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
+    lens: Annotated[list[str] | None, typer.Option(help="Lens to store: raw, norm. Repeatable; both.")] = None,
+    residuals: Annotated[bool, typer.Option(help="Store the residual states.")] = True,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one pass.")] = 4096,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest prompt to capture.")] = None,
+    share_prefix: Annotated[bool, typer.Option(help="Compute the common start of all prompts once.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Feed items to a judge and write one run file."""
+    del config  # its values arrived through the other flags
+    from probes.capturing import capture as run_capture
+    from probes.capturing import preview
+    from probes.judge import Judge
+    from probes.lens import LENSES
+    from probes.readers import read_items
+    from probes.scale import Scale
+
+    labels = Scale.parse(scale, human_range, case=case, bare=bare)
+    records = read_items(
+        items,
+        fields=_fields(field),
+        id=id,
+        criterion=criterion,
+        group=group,
+        system=system,
+        split=split,
+        human="human" if not human else human[0] if len(human) == 1 else human,
+        scale=labels,
+        raters="identity" if identified else "slots",
+        hf_split=hf_split,
+        limit=limit,
+    )
+    judge = Judge.load(
+        model,
+        template=template,
+        scale=labels,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    options: dict[str, Any] = {
+        "lenses": tuple(lens or LENSES),
+        "residuals": residuals,
+        "batch_tokens": batch_tokens,
+        "max_tokens": max_tokens,
+        "share_prefix": share_prefix,
+    }
+    if dry_run:
+        _show_preview(preview(judge, records, **options), as_json)
+        return
+    with run_capture(judge, records, out, overwrite=overwrite, **options) as run:
+        counts = {"path": str(run.path), "items": len(run.status), "captured": int((run.status == 0).sum())}
+    if as_json:
+        typer.echo(json.dumps(counts))
+    else:
+        typer.echo(f"{counts['path']}: {counts['captured']} of {counts['items']} items captured")
+
+
+@app.command()
+def fit(
+    run: RunPath,
+    judge: Judges = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the fitted judges.")] = Path("judges"),
+    criterion: Annotated[str | None, typer.Option(help="Only items of this criterion.")] = None,
+    config: Config = None,
+) -> None:
+    """Fit judges on all human scores of a run and save each as JSON."""
+    del config
+    from probes.comparing import DEFAULT_JUDGES
+    from probes.comparing import fit as run_fit
+    from probes.store import open_run
+
+    with open_run(run) as opened:
+        for spec in judge or DEFAULT_JUDGES:
+            typer.echo(str(run_fit(opened, spec, criterion=criterion).save(out / f"{_file_name(spec)}.json")))
+
+
+@app.command()
+def compare(
+    run: RunPath,
+    judge: Judges = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the table to this CSV file.")] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Group folds.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats of the folds.")] = 5,
+    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of folds and resamples.")] = 0,
+    criterion: Annotated[str | None, typer.Option(help="Only items of this criterion.")] = None,
+    pool: Annotated[bool, typer.Option("--pool", help="Treat all criteria as one.")] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Compare judges with human raters, on held-out items, with intervals."""
+    del config
+    from probes.comparing import compare as run_compare
+    from probes.store import open_run
+
+    with open_run(run) as opened:
+        found = run_compare(
+            opened,
+            judge or None,
+            folds=folds,
+            repeats=repeats,
+            resamples=resamples,
+            seed=seed,
+            criterion=criterion,
+            pool=pool,
+        )
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        found.table.to_csv(out, index=False)
+    if as_json:
+        typer.echo(found.table.to_json(orient="records", indent=1))
+        return
+    typer.echo(format_table(found.table))
+    typer.echo("\n" + found.summary())
+
+
+@app.command()
+def plot(
+    run: RunPath,
+    figure: Annotated[list[str] | None, typer.Option(help="alignment, weights; both unless given.")] = None,
+    judge: Judges = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures.")] = Path("figures"),
+    fmt: Annotated[list[str] | None, typer.Option("--format", help="png, pdf, svg; png and pdf unless given.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of folds and resamples.")] = 0,
+    criterion: Annotated[str | None, typer.Option(help="Only items of this criterion.")] = None,
+    config: Config = None,
+) -> None:
+    """Draw figures from a run."""
+    del config
+    from probes.comparing import compare as run_compare
+    from probes.demo import draw
+    from probes.store import open_run
+
+    with open_run(run) as opened:
+        found = run_compare(opened, judge or None, seed=seed, criterion=criterion)
+    for path in draw(found, out, tuple(fmt or ("png", "pdf")), tuple(figure or ("alignment", "weights"))):
+        typer.echo(str(path))
+
+
+def _fields(pairs: list[str] | None) -> dict[str, str] | None:
+    if not pairs:
+        return None
+    return {name: column or name for name, _, column in (pair.partition("=") for pair in pairs)}
+
+
+def _file_name(spec: str) -> str:
+    """A judge's name as a file name on every system (``layer:12`` is none on Windows)."""
+    return spec.replace(":", "-")
+
+
+def _show_preview(shown: Any, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(vars(shown)))
+        return
+    saving = 1 - shown.tokens_after / max(1, shown.tokens_before)
+    lines = [
+        "First prompt, as the model sees it:",
+        "-" * 72,
+        shown.first_prompt,
+        "-" * 72,
+        f"tokens of it   {shown.first_n_tokens}",
+        f"items          {shown.n_items}" + (f" ({shown.n_too_long} too long)" if shown.n_too_long else ""),
+        f"tokens         {shown.tokens_before:,} one by one, {shown.tokens_after:,} as planned ({saving:.0%} saved)"
+        + (f"; prefix not shared: {shown.prefix_note}" if shown.prefix_note else ""),
+        f"passes         {shown.n_passes}",
+        f"run file       {shown.n_bytes / 1e6:,.1f} MB",
+        f"time           about {shown.seconds:,.0f} s on this machine",
+    ]
+    typer.echo("\n".join(lines))
+
+
+def format_table(table: pd.DataFrame) -> str:
+    """A comparison as text: one row a judge, intervals in brackets."""
+    rows = table.copy()
+    for name in ("spearman", "gain_over_final", "gain_over_baseline"):
+        low, high = rows.pop(f"{name}_lo"), rows.pop(f"{name}_hi")
+        rows[name] = [
+            f"{value:+.3f} [{lo:+.3f}, {hi:+.3f}]" if value == value else "undefined"
+            for value, lo, hi in zip(rows[name], low, high, strict=True)
+        ]
+    columns = ["judge", "lens", "labels_used", "n_used", "n_total", "spearman", "pearson", "kendall"]
+    columns += ["gain_over_final", "gain_over_baseline"]
+    if rows["criterion"].nunique() > 1:
+        columns.insert(0, "criterion")
+    return str(rows[columns].to_string(index=False, float_format=lambda x: f"{x:+.3f}"))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: run a command, turn bad input into one line and exit code 2."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain())
+    logger = logging.getLogger("probes")
+    logger.handlers = [handler]
+    logger.propagate = False
+    try:
+        app(arguments, prog_name="probes")
+    except ProbesError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on where it stopped\n")
+        raise SystemExit(130) from None
+
+
+class _Plain(logging.Formatter):
+    """Messages as they are, warnings marked."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        mark = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        return mark + record.getMessage()

@@ -1,0 +1,1 @@
+"""Fitting layer mixtures and ridges: numpy and scipy only, deterministic, float64."""

@@ -1,0 +1,181 @@
+"""Items: what is judged, and how humans scored it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+
+from probes.errors import ItemError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from jaxtyping import Float, Shaped
+
+RaterKind = Literal["slots", "identity"]
+LabelName = Literal["id", "criterion", "group", "system", "split"]
+
+_LABELS: tuple[LabelName, ...] = ("id", "criterion", "group", "system", "split")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One (response, criterion) to be judged.
+
+    Attributes:
+        id: Unique among the items of a run.
+        fields: Named texts for the template (``response``, ``context``, ``task`` ...).
+        criterion: Name of what is judged; empty where there is only one.
+        group: Source that the item shares with others (a document, a dialogue); empty means "its own".
+        system: What produced the response; may be empty.
+        split: A label for selecting items; may be empty.
+        human: Human scores on the human scale, one a rater; NaN is a missing rater.
+    """
+
+    id: str
+    fields: Mapping[str, str]
+    criterion: str = ""
+    group: str = ""
+    system: str = ""
+    split: str = ""
+    human: tuple[float, ...] = field(default=())
+
+
+class Items(Sequence[Item]):
+    """An ordered collection of items with unique ids.
+
+    Args:
+        items: The items, in the order in which the run stores them.
+        raters: ``identity`` if column k of the human scores is the same person throughout, else ``slots``.
+        source: Where they came from, for messages and provenance.
+
+    Raises:
+        ItemError: There are no items, or two share an id.
+    """
+
+    def __init__(self, items: Sequence[Item], raters: RaterKind = "slots", source: str = "items") -> None:
+        self._items = tuple(items)
+        self.raters: RaterKind = raters
+        self.source = source
+        if not self._items:
+            raise ItemError(f"{source}: no items found; check that the file is not empty")
+        seen: dict[str, int] = {}
+        for position, item in enumerate(self._items, start=1):
+            if item.id in seen:
+                raise ItemError(
+                    f"{source}: item {position} has the id {item.id!r} of item {seen[item.id]}; ids must be unique"
+                )
+            seen[item.id] = position
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Items: ...
+    def __getitem__(self, index: int | slice) -> Item | Items:
+        if isinstance(index, slice):
+            return Items(self._items[index], self.raters, self.source)
+        return self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items)
+
+    def __repr__(self) -> str:
+        return f"Items({len(self)} items, {self.n_raters} raters at most, from {self.source})"
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids in order."""
+        return tuple(item.id for item in self._items)
+
+    @property
+    def n_raters(self) -> int:
+        """The largest number of raters of any item."""
+        return max(len(item.human) for item in self._items)
+
+    @property
+    def human(self) -> Float[np.ndarray, "item rater"]:
+        """Human scores as given, float32; NaN where a rater is missing."""
+        table = np.full((len(self), self.n_raters), np.nan, dtype=np.float32)
+        for row, item in enumerate(self._items):
+            table[row, : len(item.human)] = item.human
+        return table
+
+    @property
+    def human_mean(self) -> Float[np.ndarray, " item"]:
+        """Mean over the raters that scored an item, float64, on the human scale; NaN where nobody did."""
+        sums = np.zeros(len(self))
+        counts = np.zeros(len(self))
+        for row, item in enumerate(self._items):
+            scores = [score for score in item.human if score == score]
+            sums[row], counts[row] = sum(scores), len(scores)
+        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+    @property
+    def groups(self) -> Shaped[np.ndarray, " item"]:
+        """Group of every item; an item without one is a group of its own."""
+        return np.array([item.group or f"item:{item.id}" for item in self._items], dtype=object)
+
+    def column(self, name: LabelName) -> list[str]:
+        """One of the text columns, as a list."""
+        return [getattr(item, name) for item in self._items]
+
+    def select(self, which: Shaped[np.ndarray, " selected"] | Sequence[int] | Sequence[bool]) -> Items:
+        """Some of the items.
+
+        Args:
+            which: One true or false an item, or positions in the order wanted.
+
+        Raises:
+            ItemError: The mask has another length, a position does not exist, or nothing is selected.
+        """
+        chosen = np.asarray(which)
+        if chosen.dtype == bool:
+            if chosen.shape != (len(self),):
+                raise ItemError(f"{self.source}: the mask has {chosen.size} entries for {len(self)} items")
+            chosen = np.flatnonzero(chosen)
+        if chosen.size == 0:
+            raise ItemError(f"{self.source}: the selection is empty; {len(self)} items to choose from")
+        if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
+            raise ItemError(f"{self.source}: select items by a mask or by whole numbers, got {chosen.dtype} values")
+        if chosen.min() < -len(self) or chosen.max() >= len(self):
+            wrong = chosen.max() if chosen.max() >= len(self) else chosen.min()
+            raise ItemError(f"{self.source}: no item at position {wrong}; there are {len(self)} items")
+        return Items([self._items[i] for i in chosen], self.raters, self.source)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row an item: ``id``, ``criterion``, ``group``, ``system``, ``split``, the fields, the scores.
+
+        ``human`` holds the list of scores and ``human_mean`` its mean. A field that bears the name of one of
+        these columns appears as ``field:<name>``.
+        """
+        import pandas as pd
+
+        labels: dict[str, Any] = {name: self.column(name) for name in _LABELS}
+        taken = {*labels, "human", "human_mean"}
+        names = dict.fromkeys(name for item in self._items for name in item.fields)
+        texts: dict[str, Any] = {
+            f"field:{name}" if name in taken else name: [item.fields.get(name) for item in self._items]
+            for name in names
+        }
+        scores: dict[str, Any] = {
+            "human": [list(item.human) for item in self._items],
+            "human_mean": self.human_mean,
+        }
+        return pd.DataFrame({**labels, **texts, **scores})
+
+    def digest(self) -> str:
+        """SHA-256 over ids, texts and human scores, in order."""
+        sha = hashlib.sha256()
+        for item, scores in zip(self._items, self.human, strict=True):
+            record: list[Any] = [item.id, dict(item.fields), item.criterion, item.group, item.system, item.split]
+            sha.update(json.dumps(record, ensure_ascii=False, sort_keys=True).encode())
+            # The padded row, so that items read back from a run have the digest that they were written with.
+            sha.update(scores.tobytes())
+        return sha.hexdigest()

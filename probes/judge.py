@@ -1,0 +1,218 @@
+"""The judge: model, tokenizer, template, scale and condition, under one hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from probes.errors import ScoreTokenError
+from probes.prompts import Prompt, Template, load_template, render
+from probes.scale import Scale
+from probes.score_tokens import ScoreTokens, find_score_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from probes.items import Item, Items
+    from probes.lens import Readout
+
+Condition = Literal["direct"]
+
+# What a capture reads; part of the judge's hash because numbers of another mode must not be mixed in.
+CAPTURE_MODE: Final = "raw weights; blocks.0.hook_in and every blocks.i.hook_out at the score position"
+
+
+@dataclass(eq=False)
+class Judge:
+    """A judge that is ready to be captured.
+
+    Attributes:
+        bridge: TransformerLens' ``TransformerBridge`` around the model.
+        tokenizer: The model's tokenizer.
+        template: Turns an item into a prompt.
+        scale: The labels and their values.
+        name: What the model was loaded from.
+        weights_hash: SHA-256 over the model's config and weights.
+        revision: Hub revision, if one was asked for.
+        attention: The model's own attention implementation, which captures run; None keeps the bridge's.
+        condition: ``direct`` reads at the end of the prompt.
+    """
+
+    bridge: Any
+    tokenizer: Any
+    template: Template
+    scale: Scale
+    name: str
+    weights_hash: str
+    revision: str | None = None
+    attention: str | None = None
+    condition: Condition = "direct"
+    _tokens: ScoreTokens | None = field(default=None, repr=False)
+
+    @classmethod
+    def load(
+        cls,
+        model: Any = "smollm2-135m",
+        *,
+        template: str | Path | Template = "rubric",
+        scale: str | Scale = "1..5",
+        human_range: tuple[float, float] | str | None = None,
+        tokenizer: Any = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        device_map: Any = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> Judge:
+        """Load a judge.
+
+        Args:
+            model: Hub id, local folder, ``.gguf`` file, ``smollm2-135m``, a loaded Hugging Face model, or a
+                ``TransformerBridge``.
+            template: Name of a template that comes with the package, a YAML file, or a ``Template``.
+            scale: A ``Scale``, or text such as ``1..5``, ``0..9``, ``A..E``, ``yes/no``.
+            human_range: Range of the human scores, for example ``-4..4``; that of the scale unless given.
+            tokenizer: For a loaded model whose tokenizer cannot be found by name.
+            dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+            device: For example ``cuda:0``.
+            device_map: Passed on to transformers, instead of ``device``.
+            revision: Hub revision.
+            trust_remote_code: Allow the model's own Python code to run.
+
+        Raises:
+            ModelError: The model cannot be loaded.
+            TemplateError: The template cannot be read.
+            ScaleError: The scale cannot be read.
+        """
+        from probes.models import load_model
+
+        # Cheap checks come before minutes of loading.
+        chosen = load_template(template)
+        labels = scale if isinstance(scale, Scale) else Scale.parse(scale, human_range)
+        loaded = load_model(
+            model,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        return cls(
+            bridge=loaded.bridge,
+            tokenizer=loaded.tokenizer,
+            template=chosen,
+            scale=labels,
+            name=loaded.name,
+            weights_hash=loaded.weights_hash,
+            revision=revision,
+            attention=loaded.attention,
+        )
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks L; the layer axis has L + 1 entries."""
+        return int(self.bridge.cfg.n_layers)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.bridge.cfg.d_model)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names along the layer axis: ``embed, 1, ..., L``."""
+        return ("embed", *(str(layer) for layer in range(1, self.n_layers + 1)))
+
+    @property
+    def dtype(self) -> str:
+        """Data type of the weights, for example ``float32``."""
+        return str(self.bridge.original_model.dtype).removeprefix("torch.")
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence the model takes; None where it sets no limit."""
+        limit = getattr(self.bridge.original_model.config, "max_position_embeddings", None)
+        return int(limit) if limit else None
+
+    def render(self, item: Item) -> Prompt:
+        """The prompt of one item, without the tokens with which every label starts."""
+        return render(self.tokenizer, self.template, item, self.scale)
+
+    def prompts(self, items: Items | Sequence[Item]) -> list[Prompt]:
+        """Prompts of all items, ready to be read at their last token.
+
+        Where every label starts with the same tokens, these are appended here. The score tokens are found
+        behind the first prompt; every prompt that ends in other text is checked against them.
+
+        Raises:
+            TemplateError: The template does not fit an item.
+            ScoreTokenError: The scale cannot be read behind a prompt.
+        """
+        rendered = [self.render(item) for item in items]
+        separator = self.template.answer_separator
+        tokens = find_score_tokens(self.tokenizer, rendered[0], self.scale, separator)
+        tails = {rendered[0].tail}
+        for item, prompt in zip(items, rendered, strict=True):
+            if prompt.tail not in tails:
+                tails.add(prompt.tail)
+                other = find_score_tokens(self.tokenizer, prompt, self.scale, separator)
+                if other.to_dict() != tokens.to_dict():
+                    raise ScoreTokenError(
+                        f"behind item {item.id!r} the labels are other tokens ({other.spellings}) than behind the "
+                        f"first item ({tokens.spellings}); end the template in fixed text"
+                    )
+        self._tokens = tokens
+        self.__dict__.pop("readout", None)
+        lead = tokens.lead_ids
+        if not lead:
+            return rendered
+        text = self.tokenizer.decode(list(lead))
+        return [replace(p, text=p.text + text, token_ids=p.token_ids + lead) for p in rendered]
+
+    @property
+    def score_tokens(self) -> ScoreTokens:
+        """Ids of the labels' tokens; known once prompts have been rendered.
+
+        Raises:
+            ScoreTokenError: No prompt has been rendered yet.
+        """
+        if self._tokens is None:
+            raise ScoreTokenError("the score tokens depend on the prompt; call judge.prompts(items) first")
+        return self._tokens
+
+    @cached_property
+    def readout(self) -> Readout:
+        """Final norm, output rows of the score tokens, logit scale and soft-cap."""
+        from probes.capturing.readout import extract_readout
+
+        return extract_readout(self.bridge, self.score_tokens)
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """SHA-256 over vocabulary, merges, special tokens and chat template."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        vocabulary = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        parts = [vocabulary, str(getattr(self.tokenizer, "chat_template", "")), str(self.tokenizer.special_tokens_map)]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that the judge's hash covers, JSON-ready."""
+        return {
+            "weights": self.weights_hash,
+            "tokenizer": self.tokenizer_hash,
+            "template": self.template.to_dict(),
+            "scale": self.scale.to_dict(),
+            "score_tokens": self.score_tokens.to_dict(),
+            "condition": self.condition,
+            "dtype": self.dtype,
+            "capture_mode": CAPTURE_MODE,
+        }
+
+    def digest(self) -> str:
+        """SHA-256 of ``describe()``: runs of equal digest may be resumed, extended and merged."""
+        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,302 @@
+"""Prompts: from an item to the exact text that the model reads.
+
+A template is Jinja2 text for the system turn, the user turn, few-shot examples and the start of the answer.
+What it renders goes through the model's own chat template exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import jinja2
+import yaml
+from jinja2.sandbox import SandboxedEnvironment
+
+from probes.errors import TemplateError
+
+if TYPE_CHECKING:
+    from probes.items import Item
+    from probes.scale import Scale
+
+SystemTurn = Literal["none", "own", "merged"]
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One few-shot example: the fields of an item and the answer a good judge gives."""
+
+    fields: Mapping[str, str]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Template:
+    """How an item becomes chat messages.
+
+    Attributes:
+        name: For provenance and messages.
+        user: Jinja2 text of the user turn. It sees the item's fields, ``criterion`` and ``scale``.
+        system: Jinja2 text of the system turn; empty for none.
+        shots: Few-shot examples, each a user turn and an assistant turn.
+        prefill: Start of the assistant's answer, for example ``Score:``.
+        separator: Text between the prefill and the label; a space after a prefill that does not end in
+            white space, else nothing, unless given.
+        chat_options: Passed on to the model's chat template (``enable_thinking: false`` for Qwen3).
+
+    Raises:
+        TemplateError: The Jinja2 text does not parse.
+    """
+
+    name: str
+    user: str
+    system: str = ""
+    shots: tuple[Shot, ...] = ()
+    prefill: str = ""
+    separator: str | None = None
+    chat_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for part in ("system", "user", "prefill"):
+            try:
+                _ENVIRONMENT.from_string(getattr(self, part))
+            except jinja2.TemplateSyntaxError as error:
+                raise TemplateError(
+                    f"template {self.name!r}, {part}, line {error.lineno}: {error.message}; correct the Jinja2 text"
+                ) from None
+        if not self.user.strip():
+            raise TemplateError(f"template {self.name!r} has no user text; add a `user:` entry")
+
+    @property
+    def answer_separator(self) -> str:
+        """What stands between the prefill and the label."""
+        if self.separator is not None:
+            return self.separator
+        return " " if self.prefill and not self.prefill[-1].isspace() else ""
+
+    def messages(self, item: Item, scale: Scale) -> tuple[list[dict[str, str]], str]:
+        """Chat messages for an item, and the rendered prefill that follows them.
+
+        Raises:
+            TemplateError: The template names a field that the item lacks.
+        """
+        where = f"item {item.id!r}"
+        values = {**item.fields, "criterion": item.criterion, "scale": scale}
+        messages = []
+        if self.system:
+            messages.append({"role": "system", "content": self._render("system", values, where).strip()})
+        for number, shot in enumerate(self.shots, start=1):
+            # A shot sees its own fields only: an item's context must never stand in for a missing one, and
+            # equal shots are what makes the prompts of a run share their beginning.
+            shot_values = {"criterion": item.criterion, "scale": scale, **shot.fields}
+            shot_where = f"few-shot example {number}"
+            answer = self._render("prefill", shot_values, shot_where) + self.answer_separator + shot.answer
+            messages.append({"role": "user", "content": self._render("user", shot_values, shot_where).strip()})
+            messages.append({"role": "assistant", "content": answer})
+        messages.append({"role": "user", "content": self._render("user", values, where).strip()})
+        return messages, self._render("prefill", values, where)
+
+    def _render(self, part: str, values: Mapping[str, Any], where: str) -> str:
+        try:
+            return self._compiled[part].render(values)
+        except jinja2.UndefinedError as error:
+            raise TemplateError(
+                f"template {self.name!r}, {part}, at {where}: {error.message}; there are: {', '.join(sorted(values))}"
+            ) from None
+        except Exception as error:
+            raise TemplateError(f"template {self.name!r}, {part}, at {where}: {error}") from error
+
+    @cached_property
+    def _compiled(self) -> dict[str, jinja2.Template]:
+        return {part: _ENVIRONMENT.from_string(getattr(self, part)) for part in ("system", "user", "prefill")}
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description; ``from_dict`` reads it back."""
+        return {
+            "name": self.name,
+            "system": self.system,
+            "user": self.user,
+            "shots": [{"fields": dict(shot.fields), "answer": shot.answer} for shot in self.shots],
+            "prefill": self.prefill,
+            "separator": self.separator,
+            "chat_options": dict(self.chat_options),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], name: str = "template") -> Template:
+        """Build a template from plain data (a parsed YAML file).
+
+        Raises:
+            TemplateError: An entry is missing, unknown or of the wrong kind.
+        """
+        if not isinstance(data, Mapping):
+            raise TemplateError(f"template {name!r}: expected entries such as `user:`, got {type(data).__name__}")
+        name = str(data.get("name", name))
+        known = {"name", "system", "user", "shots", "prefill", "separator", "chat_options"}
+        if unknown := sorted(set(data) - known):
+            raise TemplateError(
+                f"template {name!r} has unknown entries {', '.join(map(str, unknown))}; "
+                f"known: {', '.join(sorted(known))}"
+            )
+        for part in ("system", "user", "prefill"):
+            if not isinstance(data.get(part, ""), str):
+                raise TemplateError(f"template {name!r}: `{part}` must be text, got {data[part]!r}")
+        shots = []
+        for number, shot in enumerate(data.get("shots") or [], start=1):
+            if not isinstance(shot, Mapping) or set(shot) != {"fields", "answer"}:
+                raise TemplateError(
+                    f"template {name!r}, few-shot example {number}: give `fields:` (name: text) and `answer:`"
+                )
+            fields = {str(key): str(value) for key, value in shot["fields"].items()}
+            shots.append(Shot(fields, str(shot["answer"])))
+        return cls(
+            name=name,
+            user=data.get("user", "").strip(),
+            system=data.get("system", "").strip(),
+            shots=tuple(shots),
+            prefill=data.get("prefill", ""),
+            separator=data.get("separator"),
+            chat_options=dict(data.get("chat_options") or {}),
+        )
+
+
+# StrictUndefined: a misspelt field must fail, not vanish. Sandboxed: templates travel with runs.
+_ENVIRONMENT = SandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def template_names() -> list[str]:
+    """Names of the templates that come with the package."""
+    folder = resources.files("probes") / "templates"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_template(source: str | Path | Template) -> Template:
+    """Load a template by name (``rubric``, ``g-eval``, ``words``) or from a YAML file.
+
+    Raises:
+        TemplateError: There is no such template or file, or it is not well formed.
+    """
+    if isinstance(source, Template):
+        return source
+    path = Path(source)
+    if str(source) in template_names():
+        text = (resources.files("probes") / "templates" / f"{source}.yaml").read_text(encoding="utf-8")
+    elif path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        raise TemplateError(f"no template {str(source)!r}: give a YAML file or one of {', '.join(template_names())}")
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TemplateError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    return Template.from_dict(data, name=path.stem)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered prompt.
+
+    Attributes:
+        text: What the model reads, chat template included.
+        token_ids: Its tokens, special tokens included exactly once.
+        tail: The text behind the item's own words; equal tails tokenise a label alike.
+        system_turn: Whether the system text had a turn of its own or was merged into the first user turn.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    tail: str = ""
+    system_turn: SystemTurn = "none"
+
+
+def render(tokenizer: Any, template: Template, item: Item, scale: Scale) -> Prompt:
+    """Render an item for a tokenizer.
+
+    Models that refuse a system turn (or drop it silently) get the system text in front of the first user
+    turn. Models without a chat template get the turns as paragraphs, and the tokenizer's own special tokens.
+
+    Raises:
+        TemplateError: The template does not fit the item, or the chat template refuses the messages.
+    """
+    messages, prefill = template.messages(item, scale)
+    has_system = messages[0]["role"] == "system"
+    if not getattr(tokenizer, "chat_template", None):
+        text = _plain_text(messages) + prefill
+        return _prompt(tokenizer, text, messages, "own" if has_system else "none", special_tokens=True)
+    system_turn: SystemTurn = "own" if has_system else "none"
+    chat, error = _apply_chat_template(tokenizer, messages, template)
+    if has_system and (chat is None or messages[0]["content"] not in chat):
+        chat, merged_error = _apply_chat_template(tokenizer, _merge_system(messages), template)
+        error = error or merged_error
+        system_turn = "merged"
+    if chat is None:
+        raise TemplateError(
+            f"the model's chat template refuses template {template.name!r} at item {item.id!r}: {error}"
+        )
+    text = chat + prefill
+    # The chat template writes BOS itself where the model wants one; a second one changes every state.
+    return _prompt(tokenizer, text, messages, system_turn, special_tokens=False)
+
+
+def _prompt(
+    tokenizer: Any,
+    text: str,
+    messages: Sequence[Mapping[str, str]],
+    system_turn: SystemTurn,
+    *,
+    special_tokens: bool,
+) -> Prompt:
+    own_words = messages[-1]["content"]
+    start = text.rfind(own_words)
+    tail = text[start + len(own_words) :] if start >= 0 else ""
+    token_ids = tuple(encode(tokenizer, text, special_tokens=special_tokens))
+    return Prompt(text, token_ids, tail or text[-_TAIL:], system_turn)
+
+
+# Where a prompt ends in the item's own words, so many characters stand for its tail.
+_TAIL = 24
+
+
+def encode(tokenizer: Any, text: str, *, special_tokens: bool) -> list[int]:
+    """Token ids of a text; with ``special_tokens`` what the tokenizer puts in front, but nothing behind.
+
+    An end-of-sequence token that some tokenizers append would become the position that is read.
+    """
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if not special_tokens:
+        return ids
+    full: list[int] = tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
+    for start in range(len(full) - len(ids) + 1):
+        if full[start : start + len(ids)] == ids:
+            return full[: start + len(ids)]
+    return full
+
+
+def _apply_chat_template(
+    tokenizer: Any, messages: Sequence[Mapping[str, str]], template: Template
+) -> tuple[str | None, str]:
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True, **template.chat_options
+        )
+    except jinja2.TemplateError as error:
+        return None, str(error)
+    return str(text), ""
+
+
+def _merge_system(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    system, first, *rest = messages
+    merged = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
+    return [merged, *(dict(message) for message in rest)]
+
+
+def _plain_text(messages: Sequence[Mapping[str, str]]) -> str:
+    parts = []
+    for message in messages:
+        # A question and its answer stand on neighbouring lines; a blank line ends each pair.
+        parts.append(message["content"] + ("\n" if message["role"] == "user" else "\n\n"))
+    return "".join(parts)

@@ -1,0 +1,179 @@
+"""What the analysis needs of a run, and the items of it that take part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+
+import numpy as np
+
+from probes.aggregate import LayerLogits
+from probes.errors import FitError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from jaxtyping import Bool, Float, Int, Shaped
+
+POOLED: Final = "all"
+
+
+@runtime_checkable
+class ScaleLike(Protocol):
+    """A scale: labels in ascending order of value."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the judge may emit."""
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """What each label is worth."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description."""
+
+
+@runtime_checkable
+class RunLike(Protocol):
+    """A capture that can be analysed. Everything per item is in the run's order of items."""
+
+    @property
+    def path(self) -> Path | None:
+        """Where it lies, for messages."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layer labels, ``embed, 1 .. L``."""
+
+    @property
+    def lenses(self) -> tuple[str, ...]:
+        """Lenses whose logits it can give."""
+
+    @property
+    def scale(self) -> ScaleLike:
+        """Labels and their values."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Id of every item."""
+
+    @property
+    def criteria(self) -> Sequence[str]:
+        """Criterion of every item."""
+
+    @property
+    def groups(self) -> Shaped[np.ndarray, " item"]:
+        """Group of every item."""
+
+    @property
+    def human(self) -> Float[np.ndarray, "item rater"]:
+        """Scores of the raters on the human scale; NaN is missing."""
+
+    @property
+    def human_value(self) -> Float[np.ndarray, " item"]:
+        """Mean of the raters on the scale of the label values; NaN is unlabelled."""
+
+    @property
+    def judge_hash(self) -> str:
+        """Identity of model, prompt, scale and condition."""
+
+    @property
+    def model_hash(self) -> str:
+        """Identity of the model."""
+
+    @property
+    def readout_hash(self) -> str:
+        """Identity of everything between a residual and the score logits."""
+
+    def item_logits(self, lens: str) -> Float[np.ndarray, "item layer label"]:
+        """Score logits under a lens; NaN rows for items without a reading."""
+
+
+def layer_logits(run: RunLike, lens: str) -> LayerLogits:
+    """Score logits of all items of a run under one lens.
+
+    Raises:
+        FitError: The run has no such lens.
+    """
+    if lens not in run.lenses:
+        raise FitError(f"{where(run)} has no lens {lens!r}: it has {', '.join(run.lenses)}")
+    values = np.asarray(run.scale.values, dtype=np.float64)
+    return LayerLogits(run.item_logits(lens), tuple(run.layers), values, lens)
+
+
+def where(run: RunLike) -> str:
+    """A run's name in messages."""
+    return "the run" if run.path is None else str(run.path)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The items of one criterion that have both a reading and a human score.
+
+    Attributes:
+        criterion: Name of the criterion; ``all`` when pooled.
+        rows: Their positions in the run.
+        y: Their human scores on the scale of the label values.
+        groups: A number for the group of each.
+        logits: Their score logits, by lens.
+        n_total: Items of the criterion, whether they can be used or not.
+        n_unlabelled: Of these, how many have no human score.
+        n_uncaptured: Of these, how many have no reading.
+    """
+
+    criterion: str
+    rows: Int[np.ndarray, " used"]
+    y: Float[np.ndarray, " used"]
+    groups: Int[np.ndarray, " used"]
+    logits: dict[str, LayerLogits]
+    n_total: int
+    n_unlabelled: int
+    n_uncaptured: int
+
+    @property
+    def n_groups(self) -> int:
+        """Number of groups among the items."""
+        return len(np.unique(self.groups))
+
+
+def parts(run: RunLike, criterion: str | None = None, *, pool: bool = False) -> list[Part]:
+    """Split a run by criterion, or take one criterion, or pool them.
+
+    An item takes part if it can be read under every lens of the run, so that judges of different lenses are
+    compared on the same items.
+
+    Raises:
+        FitError: There is no such criterion, or both a criterion and pooling are asked for.
+    """
+    names = np.asarray(list(run.criteria), dtype=object)
+    known = list(dict.fromkeys(names.tolist()))
+    if criterion is not None and pool:
+        raise FitError("choose one criterion or pool them all, not both")
+    if criterion is not None and criterion not in known:
+        choices = ", ".join(repr(name) for name in known)
+        raise FitError(f"{where(run)} has no criterion {criterion!r}: it has {choices}")
+    y = np.asarray(run.human_value, dtype=np.float64)
+    _, groups = np.unique(np.asarray(run.groups).astype(str), return_inverse=True)
+    logits = {lens: layer_logits(run, lens) for lens in run.lenses}
+    usable = np.ones(len(y), dtype=bool)
+    for one in logits.values():
+        usable &= one.usable
+
+    def part(name: str, members: Bool[np.ndarray, " item"]) -> Part:
+        rows = np.flatnonzero(members & usable & np.isfinite(y))
+        return Part(
+            name,
+            rows,
+            y[rows],
+            groups[rows],
+            {lens: one.select(rows) for lens, one in logits.items()},
+            int(members.sum()),
+            int((members & ~np.isfinite(y)).sum()),
+            int((members & ~usable).sum()),
+        )
+
+    if pool:
+        return [part(POOLED if len(known) > 1 else known[0], np.ones(len(y), dtype=bool))]
+    return [part(name, names == name) for name in ([criterion] if criterion is not None else known)]

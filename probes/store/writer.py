@@ -1,0 +1,232 @@
+"""Writing a run: closed shards that are renamed into place, a manifest, and one consolidated file at the end.
+
+While a capture runs, ``run.h5.partial/`` holds::
+
+    lock             held by the writing process
+    header.h5        items, readings, readout
+    shard-00000.h5   whole passes, never touched again
+    manifest.json    which shards are finished, with their checksums
+
+At the end the shards become ``run.h5`` and the folder is removed. A file that is not renamed yet is never
+looked at, so a killed process loses at most the shard it was working on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import filelock
+import h5py
+import numpy as np
+
+from probes.errors import RunFileError
+from probes.store.consolidate import consolidate
+from probes.store.format import FORMAT_VERSION, SHARD_FORMAT, Header, bfloat16_bits, write_array, write_header
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from jaxtyping import Float, Int, Shaped
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class ShardData:
+    """The numbers of some readings.
+
+    Attributes:
+        rows: Reading numbers ``[row]``.
+        status: One ``Status`` a row.
+        residual: States before the final norm ``[row, layer, d_model]``; None when not stored.
+        score_logits: Per lens ``[row, layer, label]``.
+        scale_mass: Share of the full vocabulary's probability on the scale at the last layer ``[row]``.
+        deviation: Largest deviation of the ``norm`` lens at the last layer from the model's own logits.
+    """
+
+    rows: Int[np.ndarray, " row"]
+    status: Shaped[np.ndarray, " row"]
+    residual: Float[np.ndarray, "row layer d_model"] | None
+    score_logits: Mapping[str, Float[np.ndarray, "row layer label"]]
+    scale_mass: Float[np.ndarray, " row"]
+    deviation: float
+
+
+class RunWriter:
+    """Writes one run; use ``RunWriter.open`` as a context manager."""
+
+    def __init__(self, path: Path, header: Header, plan_digest: str) -> None:
+        self.path = path
+        self.folder = partial_folder(path)
+        self._header = header
+        self._plan_digest = plan_digest
+        self._manifest: dict[str, Any] = {}
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, header: Header, plan_digest: str) -> Iterator[RunWriter]:
+        """Start a run or resume it.
+
+        Args:
+            path: Where the run file will be.
+            header: What is known beforehand.
+            plan_digest: Hash of the plan; a run resumes only under the plan that it was started with.
+
+        Raises:
+            RunFileError: Another process writes this run, or the partial run is of another judge, of other
+                items or of another plan.
+        """
+        writer = cls(path, header, plan_digest)
+        try:
+            writer.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFileError(f"cannot write to {path.parent}: {error.strerror}; choose another output path") from None
+        lock = filelock.FileLock(writer.folder / "lock", blocking=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise RunFileError(
+                f"another process is writing {path}; wait for it, or choose another output path"
+            ) from None
+        try:
+            writer._start()
+            yield writer
+        finally:
+            lock.release()
+        if path.exists():
+            shutil.rmtree(writer.folder, ignore_errors=True)
+
+    @property
+    def finished(self) -> dict[int, dict[str, Any]]:
+        """Shard number to its manifest entry."""
+        return {int(number): entry for number, entry in self._manifest["shards"].items()}
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the capture decided at its first pass; a resumed run keeps to it."""
+        return dict(self._manifest["notes"])
+
+    def write_notes(self, notes: dict[str, Any]) -> None:
+        """Record decisions that a resumed run must keep to."""
+        self._manifest["notes"] = notes
+        self._write_manifest()
+
+    def write_shard(self, number: int, data: ShardData) -> None:
+        """Write one shard, close it, and only then name it."""
+        name = shard_name(number)
+        temporary = self.folder / f"{name}.writing"
+        with h5py.File(temporary, "w") as file:
+            file.attrs["format"] = SHARD_FORMAT
+            file.attrs["format_version"] = FORMAT_VERSION
+            write_array(file, "rows", data.rows.astype(np.int64))
+            write_array(file, "status", data.status.astype(np.uint8))
+            write_array(file, "scale_mass", data.scale_mass.astype(np.float32))
+            for lens in self._header.lenses:
+                write_array(file, f"score_logits/{lens}", data.score_logits[lens].astype(np.float32))
+            if self._header.residual_dtype is not None and data.residual is not None:
+                exact = self._header.residual_dtype == "float32"
+                write_array(file, "residual", data.residual if exact else bfloat16_bits(data.residual))
+        _publish(temporary, self.folder / name)
+        entry = {"rows": len(data.rows), "sha256": file_digest(self.folder / name), "deviation": data.deviation}
+        self._manifest["shards"][str(number)] = entry
+        self._write_manifest()
+
+    def consolidate(self, attrs: Mapping[str, Any]) -> Path:
+        """Merge the shards into the run file, named only when it is whole.
+
+        Args:
+            attrs: Root attributes that are known at the end.
+        """
+        shards = [self.folder / shard_name(number) for number in sorted(self.finished)]
+        temporary = self.path.with_name(f"{self.path.name}.writing")
+        consolidate(self.folder / "header.h5", shards, temporary, attrs)
+        _publish(temporary, self.path)
+        return self.path
+
+    def _start(self) -> None:
+        header_path, manifest_path = self.folder / "header.h5", self.folder / "manifest.json"
+        expected = {
+            "judge_hash": self._header.attrs["judge_hash"],
+            "items_digest": _items_digest(self._header.item_hashes),
+            "plan_digest": self._plan_digest,
+            "lenses": list(self._header.lenses),
+            "residual_dtype": self._header.residual_dtype or "none",
+        }
+        if header_path.is_file() and manifest_path.is_file():
+            self._manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+            self._refuse_other_run(expected)
+            self._discard_damaged_shards()
+            return
+        temporary = self.folder / "header.h5.writing"
+        with h5py.File(temporary, "w") as file:
+            write_header(file, self._header)
+        _publish(temporary, header_path)
+        self._manifest = {"run": expected, "notes": {}, "shards": {}}
+        self._write_manifest()
+
+    def _refuse_other_run(self, expected: dict[str, Any]) -> None:
+        names = {
+            "judge_hash": "the judge (model, template, scale or dtype)",
+            "items_digest": "the items or their prompts",
+            "plan_digest": "the batching (batch tokens, prefix sharing or length limit)",
+            "lenses": "the lenses",
+            "residual_dtype": "the type of the residuals",
+        }
+        differ = [names[key] for key, value in expected.items() if self._manifest["run"].get(key) != value]
+        if differ:
+            raise RunFileError(
+                f"{self.folder} holds an unfinished run that differs in {', '.join(differ)}; resume it with the "
+                "settings it was started with, or delete the folder to start again"
+            )
+
+    def _discard_damaged_shards(self) -> None:
+        for number, entry in list(self._manifest["shards"].items()):
+            path = self.folder / shard_name(int(number))
+            if not path.is_file() or file_digest(path) != entry["sha256"]:
+                logger.warning("%s is missing or damaged; its passes run again", path.name)
+                del self._manifest["shards"][number]
+
+    def _write_manifest(self) -> None:
+        temporary = self.folder / "manifest.json.writing"
+        temporary.write_text(json.dumps(self._manifest, indent=1, sort_keys=True), encoding="utf-8")
+        _publish(temporary, self.folder / "manifest.json")
+
+
+def partial_folder(path: Path) -> Path:
+    """Where an unfinished run lies."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:05d}.h5"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _items_digest(item_hashes: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(item_hashes).encode()).hexdigest()
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Give a finished file its name so that a crash leaves the old state or the new one, never half of it."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(final)
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,460 @@
+"""Capture end to end on tiny models: numbers, statuses, resuming, and what is written down."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import probes
+from probes.capturing import pipeline
+from probes.capturing.engine import Engine
+from probes.capturing.plan import make_plan
+from probes.capturing.runner import Runner
+from probes.capturing.support import RESIDUAL_TOLERANCE, batching_refusal, prefix_sharing_refusal
+from probes.errors import ItemError, ModelError, RunFileError, TemplateError
+from probes.store.format import Status
+from tests import tiny
+from tests.test_equality import plain_transformers, relative
+
+TEMPLATE = probes.Template(
+    name="test",
+    system="You are a careful judge. You rate a response by one criterion and answer with a score only.",
+    user="Rate how positive or negative the word {{ response }} is on a scale from 1 to 5.",
+)
+
+
+def make_judge(booted, architecture="llama", **changes):
+    loaded = booted(architecture)
+    judge = probes.Judge(
+        bridge=loaded.bridge,
+        tokenizer=loaded.tokenizer,
+        template=TEMPLATE,
+        scale=probes.Scale.parse("1..5", "-4..4"),
+        name=f"tiny-{architecture}",
+        weights_hash=loaded.weights_hash,
+        attention=loaded.attention,
+    )
+    return replace(judge, **changes)
+
+
+def datasets(path) -> dict[str, bytes]:
+    """Every dataset of a file, as bytes."""
+    found: dict[str, bytes] = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, node: found.update({name: node[()].tobytes()}) if isinstance(node, h5py.Dataset) else None
+        )
+    return found
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "bloom"])
+def test_a_run_holds_plain_transformers_states(booted, architecture, tmp_path):
+    judge, items = make_judge(booted, architecture), tiny.word_items()
+    run = probes.capture(judge, items, tmp_path / "run.h5", batch_tokens=300)
+    token_ids = [ids.tolist() for ids in run.token_ids]
+    residual, _ = plain_transformers(architecture, token_ids)
+
+    assert relative(run.residual(), residual) <= RESIDUAL_TOLERANCE
+    assert relative(run.residual(layer=2), residual[:, 2]) <= RESIDUAL_TOLERANCE
+    assert relative(run.residual(readings=[5, 1, 5]), residual[[5, 1, 5]]) <= RESIDUAL_TOLERANCE
+    for lens in ("raw", "norm"):
+        np.testing.assert_array_equal(run.score_logits(lens), run.readout.score_logits(run.residual(), lens))
+    assert run.layers == ("embed", "1", "2", "3")
+    assert (run.status == Status.OK).all()
+    assert run.ids == items.ids
+    np.testing.assert_array_equal(run.human, items.human)
+    np.testing.assert_allclose(run.human_value, 3 + items.human.mean(1) / 2)
+    assert run.attr("deviations")["final_logits"] < 1e-4
+    shares = architecture not in {"gemma2", "bloom"}
+    assert run.attr("deviations")["prefix_shared"] is shares
+    assert bool(run.attr("config")["prefix_note"]) is not shares
+
+
+def test_results_do_not_depend_on_batching_or_prefix_sharing(booted, tmp_path):
+    judge, items = make_judge(booted), tiny.word_items()
+    settings = [
+        {"batch_tokens": 1, "share_prefix": False},
+        {"batch_tokens": 10_000, "share_prefix": False},
+        {"batch_tokens": 10_000},
+        {"batch_tokens": 90},
+    ]
+    runs = [probes.capture(judge, items, tmp_path / f"{k}.h5", **s) for k, s in enumerate(settings)]
+    alone = runs[0].residual()
+    for run in runs[1:]:
+        assert relative(run.residual(), alone) <= RESIDUAL_TOLERANCE
+        assert run.judge_hash == runs[0].judge_hash
+    assert runs[2].attr("deviations")["prefix_shared"]
+
+
+def test_bfloat16_is_stored_bit_by_bit(booted, tmp_path):
+    model = tiny.hf_model(dtype=torch.bfloat16)
+    judge = probes.Judge.load(model, tokenizer=tiny.tokenizer(), template=TEMPLATE, human_range="-4..4")
+    run = probes.capture(judge, tiny.word_items(), tmp_path / "run.h5", share_prefix=False, batch_tokens=1)
+    with h5py.File(tmp_path / "run.h5") as file:
+        stored = file["capture/residual"]
+        assert stored.dtype == np.uint16
+        assert stored.attrs["dtype"] == "bfloat16"
+        bits = stored[:]
+    assert (run.residual() < 0).any()
+    restored = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float().numpy()
+    np.testing.assert_array_equal(run.residual(), restored)
+    engine = Engine(judge.bridge, judge.readout)
+    direct = engine.run([run.token_ids[3].tolist()])
+    np.testing.assert_array_equal(run.residual(readings=[3]), direct.residual)
+    # bfloat16 batches differ from one-by-one passes by a few roundings, and the run says by how much.
+    batched = probes.capture(judge, tiny.word_items(), tmp_path / "batched.h5")
+    largest = np.abs(run.score_logits("norm")).max()
+    assert np.abs(batched.score_logits("norm") - run.score_logits("norm")).max() <= 2**-6 * largest
+    assert 0 <= batched.attr("deviations")["first_pass_norm_logits"] <= 2**-6 * largest
+
+
+def test_too_long_prompts_keep_their_place(booted, tmp_path, caplog):
+    judge, items = make_judge(booted), tiny.word_items()
+    lengths = [len(prompt.token_ids) for prompt in judge.prompts(items)]
+    limit = max(lengths) - 1
+    with caplog.at_level(logging.WARNING):
+        run = probes.capture(judge, items, tmp_path / "run.h5", max_tokens=limit)
+    long = np.array(lengths) > limit
+    assert 0 < long.sum() < len(items)
+    np.testing.assert_array_equal(run.status == Status.TOO_LONG, long)
+    assert np.isnan(run.score_logits("norm")[long]).all()
+    assert np.isnan(run.residual()[long]).all()
+    assert np.isfinite(run.residual()[~long]).all()
+    assert f"{long.sum()} of {len(items)} items have no numbers: too_long" in caplog.text
+
+
+def test_a_run_of_too_long_prompts_only_is_still_a_run(booted, tmp_path):
+    run = probes.capture(make_judge(booted), tiny.word_items(), tmp_path / "run.h5", max_tokens=3)
+    assert (run.status == Status.TOO_LONG).all()
+    with pytest.raises(RunFileError, match="none of its readings was captured"):
+        run.score_logits("norm")
+
+
+def test_non_finite_states_are_counted_not_hidden(booted, tmp_path, monkeypatch):
+    judge, items = make_judge(booted), tiny.word_items()
+    original = Engine.run
+
+    def broken(self, prompts, cache=None):
+        result = original(self, prompts, cache)
+        result.residual[-1, 1, 0] = np.inf
+        return result
+
+    monkeypatch.setattr(Runner, "_choose", lambda self: {"attention": "native", "prefix_shared": True})
+    monkeypatch.setattr(Engine, "run", broken)
+    run = probes.capture(judge, items, tmp_path / "run.h5", batch_tokens=10_000)
+    assert (run.status == Status.NON_FINITE).sum() == 1
+    row = int(np.flatnonzero(run.status == Status.NON_FINITE)[0])
+    assert np.isnan(run.residual()[row]).all()
+    assert np.isnan(run.score_logits("raw")[row]).all()
+
+
+def test_a_finished_run_is_not_captured_again(booted, tmp_path, monkeypatch):
+    judge, items, path = make_judge(booted), tiny.word_items(), tmp_path / "run.h5"
+    probes.capture(judge, items, path).close()
+    before = path.read_bytes()
+    monkeypatch.setattr(Engine, "run", lambda *args: pytest.fail("captured again"))
+    probes.capture(judge, items, path).close()
+    assert path.read_bytes() == before
+    with pytest.raises(RunFileError) as error:
+        probes.capture(judge, items[:5], path)
+    assert str(error.value) == (
+        f"{path} exists and differs in the items or their human scores; choose another path, or overwrite=True "
+        "(--overwrite) to replace it"
+    )
+
+
+def test_overwrite_replaces_a_run(booted, tmp_path):
+    judge, path = make_judge(booted), tmp_path / "run.h5"
+    probes.capture(judge, tiny.word_items(), path).close()
+    assert len(probes.capture(judge, tiny.word_items(5), path, overwrite=True).items) == 5
+
+
+def test_an_interrupted_run_resumes_to_the_same_bytes(booted, tmp_path, monkeypatch):
+    monkeypatch.setattr("probes.capturing.plan._SHARD_ROWS", 3)
+    judge, items = make_judge(booted), tiny.word_items()
+    whole = probes.capture(judge, items, tmp_path / "whole.h5", batch_tokens=60)
+    original, calls = Engine.run, [0]
+
+    def dies(self, prompts, cache=None):
+        calls[0] += 1
+        if calls[0] == 7:
+            raise KeyboardInterrupt
+        return original(self, prompts, cache)
+
+    path = tmp_path / "run.h5"
+    monkeypatch.setattr(Engine, "run", dies)
+    with pytest.raises(KeyboardInterrupt):
+        probes.capture(judge, items, path, batch_tokens=60)
+    assert not path.exists()
+    with probes.open_run(path) as partial:
+        assert not partial.is_complete
+        done = partial.status == Status.OK
+        assert 0 < done.sum() < len(items)
+        np.testing.assert_array_equal(partial.score_logits("norm")[done], whole.score_logits("norm")[done])
+        assert np.isnan(partial.residual(layer="2")[~done]).all()
+    passes = calls[0]
+    resumed = probes.capture(judge, items, path, batch_tokens=60)
+    assert datasets(path) == datasets(tmp_path / "whole.h5")
+    assert resumed.is_complete
+    assert not path.with_name("run.h5.partial").exists()
+    assert calls[0] - passes < passes + 12, "finished shards must not run again"
+
+
+def test_a_killed_process_resumes(tmp_path):
+    """SIGKILL between two shards; the same command finishes the run with equal bytes."""
+    tiny.save_model(tmp_path / "model")
+    script = textwrap.dedent(
+        """
+        import os, signal, sys
+        import probes
+        from probes.capturing import plan
+        from probes.store.writer import RunWriter
+        from tests import tiny
+        from tests.test_capture import TEMPLATE
+        plan._SHARD_ROWS = 3
+        kill_at = int(sys.argv[2])
+        write = RunWriter.write_shard
+        def killed(self, number, data):
+            if number == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(self, number, data)
+        RunWriter.write_shard = killed
+        model, path = sys.argv[3], sys.argv[1]
+        tokenizer = tiny.tokenizer()
+        judge = probes.Judge.load(model, tokenizer=tokenizer, template=TEMPLATE, human_range="-4..4")
+        probes.capture(judge, tiny.word_items(), path, batch_tokens=60)
+        """
+    )
+
+    def start(path, kill_at):
+        command = [sys.executable, "-c", script, str(path), str(kill_at), str(tmp_path / "model")]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    killed = start(tmp_path / "run.h5", 2)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(list((tmp_path / "run.h5.partial").glob("shard-*.h5"))) == 2
+    again = start(tmp_path / "run.h5", -1)
+    assert again.returncode == 0, again.stderr
+    assert start(tmp_path / "whole.h5", -1).returncode == 0
+    assert datasets(tmp_path / "run.h5") == datasets(tmp_path / "whole.h5")
+
+
+def test_a_damaged_shard_runs_again(booted, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("probes.capturing.plan._SHARD_ROWS", 3)
+    judge, items = make_judge(booted), tiny.word_items()
+    probes.capture(judge, items, tmp_path / "whole.h5", batch_tokens=60)
+    path = tmp_path / "run.h5"
+    monkeypatch.setattr(pipeline.RunWriter, "consolidate", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        probes.capture(judge, items, path, batch_tokens=60)
+    monkeypatch.undo()
+    monkeypatch.setattr("probes.capturing.plan._SHARD_ROWS", 3)
+    shards = sorted((tmp_path / "run.h5.partial").glob("shard-*.h5"))
+    shards[0].unlink()
+    torn = bytearray(shards[1].read_bytes())
+    torn[len(torn) // 2] ^= 0xFF
+    shards[1].write_bytes(torn)
+    with caplog.at_level(logging.WARNING):
+        probes.capture(judge, items, path, batch_tokens=60)
+    assert caplog.text.count("is missing or damaged; its passes run again") == 2
+    assert datasets(path) == datasets(tmp_path / "whole.h5")
+
+
+def test_an_unfinished_run_of_another_judge_is_refused(booted, tmp_path, monkeypatch):
+    judge, items, path = make_judge(booted), tiny.word_items(), tmp_path / "run.h5"
+    monkeypatch.setattr(pipeline.RunWriter, "consolidate", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        probes.capture(judge, items, path)
+    monkeypatch.undo()
+    other = make_judge(booted, template=replace(TEMPLATE, user="How good is {{ response }}?"))
+    with pytest.raises(RunFileError) as error:
+        probes.capture(other, items, path)
+    assert str(error.value) == (
+        f"{path}.partial holds an unfinished run that differs in the judge (model, template, scale or dtype), the "
+        "items or their prompts, the batching (batch tokens, prefix sharing or length limit); resume it with the "
+        "settings it was started with, or delete the folder to start again"
+    )
+
+
+def test_a_second_writer_is_refused_at_once(booted, tmp_path):
+    judge, items, path = make_judge(booted), tiny.word_items(), tmp_path / "run.h5"
+    job = pipeline._prepare(judge, items, 4096, None, True)
+    header = pipeline._header(judge, items, job, ("norm",), True, {})
+    with pipeline.RunWriter.open(path, header, job.plan.digest()), pytest.raises(RunFileError) as error:
+        probes.capture(judge, items, path)
+    assert str(error.value) == f"another process is writing {path}; wait for it, or choose another output path"
+
+
+def test_sharing_that_changes_states_is_found_and_dropped(booted, tmp_path, caplog, monkeypatch):
+    """A cache that is silently wrong must not survive the first pass."""
+    original = Engine.prefix_cache
+
+    def wrong(self, prefix):
+        return original(self, [5, *prefix[1:]])
+
+    monkeypatch.setattr(Engine, "prefix_cache", wrong)
+    judge, items = make_judge(booted), tiny.word_items()
+    with caplog.at_level(logging.WARNING):
+        run = probes.capture(judge, items, tmp_path / "run.h5")
+    assert "and a shared prefix, states differ from one-by-one capture" in caplog.text
+    assert run.attr("deviations")["prefix_shared"] is False
+    residual, _ = plain_transformers("llama", [ids.tolist() for ids in run.token_ids])
+    assert relative(run.residual(), residual) <= RESIDUAL_TOLERANCE
+
+
+def test_a_wrong_fast_attention_is_found_and_dropped(booted, tmp_path, caplog):
+    """A kernel that computes something else must not survive the first pass."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def wrong(module, query, key, value, attention_mask, scaling=None, **options):
+        return sdpa_attention_forward(module, query * 1.01, key, value, attention_mask, scaling=scaling, **options)
+
+    AttentionInterface.register("wrong", wrong)
+    AttentionMaskInterface.register("wrong", sdpa_mask)
+    judge = make_judge(booted, attention="wrong")
+    with caplog.at_level(logging.WARNING):
+        run = probes.capture(judge, tiny.word_items(), tmp_path / "run.h5")
+    assert "with native attention, states differ" in caplog.text
+    assert run.attr("deviations")["attention"] == "bridge"
+    residual, _ = plain_transformers("llama", [ids.tolist() for ids in run.token_ids])
+    assert relative(run.residual(), residual) <= RESIDUAL_TOLERANCE
+
+
+def test_a_fast_attention_that_does_not_run_is_dropped(booted, tmp_path, caplog):
+    """SDPA refuses Gemma 2's cap on attention logits."""
+    judge = make_judge(booted, "gemma2", attention="sdpa")
+    with caplog.at_level(logging.WARNING):
+        run = probes.capture(judge, tiny.word_items(), tmp_path / "run.h5")
+    assert "native attention does not run here" in caplog.text
+    assert run.attr("deviations")["attention"] == "bridge"
+    residual, _ = plain_transformers("gemma2", [ids.tolist() for ids in run.token_ids])
+    assert relative(run.residual(), residual) <= RESIDUAL_TOLERANCE
+
+
+def test_a_readout_that_misses_the_models_logits_is_refused(booted, tmp_path, monkeypatch):
+    judge = make_judge(booted)
+    judge.prompts(tiny.word_items())
+    readout = judge.readout
+    monkeypatch.setattr(probes.Judge, "readout", replace(readout, norm_weight=readout.norm_weight + 0.01))
+    with pytest.raises(ModelError, match="do not follow from its last residual state"):
+        probes.capture(judge, tiny.word_items(), tmp_path / "run.h5")
+
+
+def test_low_mass_on_the_scale_is_warned_about(booted, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        run = probes.capture(make_judge(booted), tiny.word_items(), tmp_path / "run.h5")
+    assert run.scale_mass.mean() < 0.2
+    assert "the judge does not answer in the scale" in caplog.text
+
+
+def test_human_scores_outside_the_range_stop_a_capture(booted, tmp_path):
+    judge = make_judge(booted, scale=probes.Scale.parse("1..5"))
+    with pytest.raises(ItemError) as error:
+        probes.capture(judge, tiny.word_items(), tmp_path / "run.h5")
+    assert str(error.value) == (
+        "items: item 'calm' has the human score -4, outside the human range 1..5 of the scale; give the scale the "
+        "range of your raters (--human-range)"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_template_that_names_a_missing_field_stops_a_capture(booted, tmp_path):
+    judge = make_judge(booted, template=replace(TEMPLATE, user="{{ summary }}"))
+    with pytest.raises(TemplateError) as error:
+        probes.capture(judge, tiny.word_items(), tmp_path / "run.h5")
+    assert str(error.value) == (
+        "template 'test', user, at item 'calm': 'summary' is undefined; there are: criterion, response, scale"
+    )
+
+
+def test_items_without_human_scores_are_captured(booted, tmp_path):
+    run = probes.capture(make_judge(booted), tiny.word_items(human=False), tmp_path / "run.h5")
+    assert np.isnan(run.human_value).all()
+    assert run.items[0].human == ()
+
+
+def test_residuals_are_optional_and_other_lenses_come_from_them(booted, tmp_path):
+    judge, items = make_judge(booted), tiny.word_items()
+    slim = probes.capture(judge, items, tmp_path / "slim.h5", residuals=False, lenses=["norm"])
+    assert (tmp_path / "slim.h5").stat().st_size < 120_000
+    with pytest.raises(RunFileError, match="holds no residuals; capture again with residuals=True"):
+        slim.score_logits("raw")
+    full = probes.capture(judge, items, tmp_path / "full.h5", lenses=["norm"])
+    both = probes.capture(judge, items, tmp_path / "both.h5")
+    np.testing.assert_array_equal(full.score_logits("raw"), both.score_logits("raw"))
+
+
+def test_preview_counts_what_a_capture_computes(booted):
+    judge, items = make_judge(booted), tiny.word_items()
+    shown = probes.preview(judge, items, batch_tokens=10_000)
+    prompts = judge.prompts(items)
+    assert shown.first_prompt == prompts[0].text
+    assert shown.first_n_tokens == len(prompts[0].token_ids)
+    assert shown.tokens_before == sum(len(prompt.token_ids) for prompt in prompts)
+    assert shown.tokens_after < shown.tokens_before / 2
+    assert shown.n_bytes == len(items) * (4 * 48 * 4 + 4 * 5 * 4 * 2)
+    assert shown.seconds > 0
+
+
+def test_the_run_says_how_it_came_about(booted, tmp_path):
+    run = probes.capture(make_judge(booted), tiny.word_items(), tmp_path / "run.h5")
+    assert run.attr("versions").keys() >= {"torch", "transformers", "transformer-lens", "h5py", "numpy", "probes"}
+    assert run.attr("judge")["template"]["name"] == "test"
+    assert json.loads(json.dumps(run.attr("config")))["model"] == "tiny-llama"
+    assert repr(run) == ("Run(run.h5: tiny-llama, 20 of 20 readings captured, 4 layers, scale 1..5, lenses raw, norm)")
+
+
+def test_plan_is_a_pure_function_and_loses_nothing():
+    prompts = [list(range(20)) + [90 + k] * (k % 7 + 1) for k in range(50)] + [list(range(200))]
+    plan = make_plan(prompts, batch_tokens=40, max_tokens=100)
+    assert plan == make_plan(prompts, batch_tokens=40, max_tokens=100)
+    assert plan.prefix == tuple(range(20))
+    assert plan.too_long == (50,)
+    rows = [row for group in plan.passes for row in group]
+    assert sorted(rows) == list(range(50))
+    assert [number for shard in plan.shards for number in shard] == list(range(len(plan.passes)))
+    for group in plan.passes:
+        longest = max(len(prompts[row]) - 20 for row in group)
+        assert len(group) == 1 or longest * len(group) <= 40
+    assert plan.digest() != make_plan(prompts, batch_tokens=41, max_tokens=100).digest()
+
+
+def test_identical_prompts_keep_their_last_token_out_of_the_prefix():
+    plan = make_plan([list(range(30))] * 3, batch_tokens=100)
+    assert plan.prefix == tuple(range(29))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        ("llama", None),
+        ("gpt2", None),
+        ("qwen2", None),
+        ("mistral", "mistral has sliding-window layers"),
+        ("gemma2", "gemma2 has sliding-window layers"),
+        ("gemma3", "gemma3_text has sliding-window layers"),
+        ("bloom", "bloom uses ALiBi position biases"),
+    ],
+)
+def test_prefix_sharing_is_refused_where_it_would_be_wrong(architecture, reason):
+    assert prefix_sharing_refusal(tiny.hf_model(architecture).config) == reason
+
+
+def test_rope_that_depends_on_the_pass_is_never_batched():
+    config = tiny.hf_model("llama").config
+    assert batching_refusal(config) is None
+    config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    assert batching_refusal(config) == "dynamic RoPE depends on the longest sequence of a pass"
+    assert prefix_sharing_refusal(config) == "dynamic RoPE depends on the longest sequence of a pass"

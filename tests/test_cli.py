@@ -1,0 +1,175 @@
+"""The command line: results on stdout, one line for bad input, a config file instead of flags."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+import probes
+from probes import cli
+from tests import tiny
+
+
+def run(*arguments: object) -> int:
+    """Run the command line in process; return its exit code."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A model, a template, items and a finished run."""
+    folder = tmp_path_factory.mktemp("cli")
+    tiny.save_model(folder / "model")
+    tokenizer = tiny.tokenizer()
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "template.yaml").write_text("user: 'How positive is {{ word }}? Reply with the number only.'\n")
+    with (folder / "items.jsonl").open("w") as file:
+        for k in range(60):
+            word = tiny.WORDS[k % len(tiny.WORDS)]
+            record = {"key": f"w{k}", "text": f"{word} {k}", "scores": [k % 9 - 4, (k * 5) % 9 - 4]}
+            file.write(json.dumps(record) + "\n")
+    assert run("capture", *capture_flags(folder), "--out", folder / "run.h5") == 0
+    return folder
+
+
+def capture_flags(folder):
+    return [
+        *("--items", folder / "items.jsonl", "--model", folder / "model", "--template", folder / "template.yaml"),
+        *("--human-range=-4..4", "--field", "word=text", "--id", "key", "--human", "scores"),
+    ]
+
+
+def test_capture_maps_columns_and_counts(workspace, capsys):
+    assert run("capture", *capture_flags(workspace), "--out", workspace / "again.h5", "--limit", 7, "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"path": str(workspace / "again.h5"), "items": 7, "captured": 7}
+    with probes.open_run(workspace / "again.h5") as opened:
+        assert opened.ids[:2] == ("w0", "w1")
+        assert opened.items[0].fields == {"word": "calm 0"}
+        assert opened.human.shape == (7, 2)
+
+
+def test_dry_run_shows_the_prompt_as_the_model_sees_it(workspace, capsys):
+    assert run("capture", *capture_flags(workspace), "--out", workspace / "dry.h5", "--dry-run") == 0
+    out = capsys.readouterr().out
+    prompt = "<|start|>user\nHow positive is calm 0? Reply with the number only.<|end|>\n<|start|>assistant\n"
+    assert prompt in out
+    n_tokens = len(tiny.tokenizer()(prompt, add_special_tokens=False)["input_ids"])
+    assert f"tokens of it   {n_tokens}\n" in out
+    assert "items          60\n" in out
+    assert "saved)" in out
+    assert not (workspace / "dry.h5").exists()
+    assert not (workspace / "dry.h5.partial").exists()
+
+
+def test_compare_prints_and_writes_a_table(workspace, capsys):
+    table = workspace / "tables" / "comparison.csv"
+    judges = [flag for judge in ("final", "final-ridge", "slope-ridge", "lager@norm") for flag in ("--judge", judge)]
+    assert run("compare", workspace / "run.h5", *judges, "--resamples", 200, "--out", table) == 0
+    out = capsys.readouterr().out
+    written = pd.read_csv(table)
+    assert set(written["judge"]) >= {"final", "final-ridge", "slope-ridge", "lager@norm"}
+    wanted = [
+        "judge",
+        "labels_used",
+        "n_used",
+        "n_total",
+        "spearman",
+        "spearman_lo",
+        "spearman_hi",
+        "pearson",
+        "kendall",
+    ]
+    assert set(wanted) <= set(written.columns)
+    assert "60 of 60 items" in out
+    assert run("compare", workspace / "run.h5", "--judge", "final", "--resamples", 200, "--json") == 0
+    assert any(row["judge"] == "final" for row in json.loads(capsys.readouterr().out))
+
+
+def test_fit_saves_judges_that_score_the_run(workspace, capsys):
+    out = workspace / "judges"
+    assert run("fit", workspace / "run.h5", "--judge", "slope-ridge", "--judge", "layer:2", "--out", out) == 0
+    assert capsys.readouterr().out.split() == [str(out / "slope-ridge.json"), str(out / "layer-2.json")]
+    from probes.artefact import FittedJudge
+
+    with probes.open_run(workspace / "run.h5") as opened:
+        assert FittedJudge.load(out / "slope-ridge.json").score(opened).value.shape == (60,)
+
+
+def test_plot_draws_what_was_asked_for(workspace, capsys):
+    out = workspace / "figures"
+    judges = ["--judge", "final", "--judge", "slope-ridge"]
+    assert run("plot", workspace / "run.h5", *judges, "--out", out, "--format", "svg") == 0
+    assert sorted(path.name for path in out.iterdir()) == ["alignment.svg", "weights.svg"]
+    assert run("plot", workspace / "run.h5", "--figure", "pie") == 2
+    assert capsys.readouterr().err == "error: no figure 'pie': choose one of alignment, weights\n"
+
+
+def test_a_config_file_stands_for_flags_and_flags_win(workspace, capsys):
+    config = workspace / "capture.yaml"
+    config.write_text(
+        f"items: {workspace / 'items.jsonl'}\nmodel: {workspace / 'model'}\ntemplate: {workspace / 'template.yaml'}\n"
+        f"human-range: -4..4\nfield: [word=text]\nid: key\nhuman: [scores]\nout: {workspace / 'config.h5'}\nlimit: 9\n"
+    )
+    assert run("capture", "--config", config, "--limit", 4, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["items"] == 4
+    config.write_text("itemz: x\n")
+    assert run("capture", "--config", config) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {config}: `capture` has no setting itemz; it has ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "none.h5"], "error: no such file: none.h5; give the path of a run that `probes capture` wrote\n"),
+        (
+            ["capture", "--items", "none.jsonl", "--out", "x.h5"],
+            "error: none.jsonl: no such file; check the path\n",
+        ),
+        (
+            ["capture", "--items", "x.jsonl", "--out", "x.h5", "--scale", "5..1"],
+            "error: the scale '5..1' must run upwards, for example 1..5\n",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err == message
+    assert captured.out == ""
+
+
+def test_usage_errors_exit_with_2(capsys):
+    assert run("capture", "--no-such-flag") == 2
+    assert "No such option" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(workspace, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("probes.store.open_run", interrupted)
+    assert run("compare", workspace / "run.h5") == 130
+
+
+def test_starting_up_loads_nothing_heavy():
+    code = "import sys, probes; print([m for m in ('torch', 'pandas', 'scipy', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+    code = "import sys; from probes import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('torch', 'pandas', 'scipy', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.endswith("[]\n")
+    for command in ("demo", "capture", "fit", "compare", "plot"):
+        assert command in done.stdout

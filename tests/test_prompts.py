@@ -1,0 +1,181 @@
+"""Templates, and what the model reads in the end."""
+
+from __future__ import annotations
+
+import pytest
+
+import probes
+from probes.errors import TemplateError
+from probes.prompts import load_template, render, template_names
+from tests import tiny
+
+SCALE = probes.Scale.parse("1..5")
+FULL = probes.Item(
+    id="a",
+    fields={
+        "task": "Summarise the article.",
+        "instruction": "Two sentences.",
+        "context": "The committee met.",
+        "response": "A committee met.",
+        "criterion_text": "Is it faithful?",
+    },
+    criterion="consistency",
+)
+SHOTS = (probes.prompts.Shot({"response": "good"}, "5"), probes.prompts.Shot({"response": "bad"}, "1"))
+
+
+def template(**changes):
+    return probes.Template(**({"name": "t", "user": "Rate {{ response }}.", "system": "You judge."} | changes))
+
+
+def test_chat_template_is_applied_exactly_once():
+    prompt = render(tiny.tokenizer(), template(shots=SHOTS, prefill="Score:"), FULL, SCALE)
+    assert prompt.text == (
+        "<|start|>system\nYou judge.<|end|>\n"
+        "<|start|>user\nRate good.<|end|>\n<|start|>assistant\nScore: 5<|end|>\n"
+        "<|start|>user\nRate bad.<|end|>\n<|start|>assistant\nScore: 1<|end|>\n"
+        "<|start|>user\nRate A committee met..<|end|>\n<|start|>assistant\nScore:"
+    )
+    assert prompt.system_turn == "own"
+    assert prompt.tail == ".<|end|>\n<|start|>assistant\nScore:" or prompt.tail == "<|end|>\n<|start|>assistant\nScore:"
+
+
+@pytest.mark.parametrize("kind", ["digits", "sentencepiece"])
+@pytest.mark.parametrize("chat", [True, False], ids=["chat", "plain"])
+def test_bos_is_never_doubled(kind, chat):
+    """Templates that write BOS meet tokenizers that add it: exactly one may remain."""
+    tokenizer = tiny.tokenizer(kind, tiny.NO_SYSTEM_TEMPLATE if chat else None)
+    if kind == "sentencepiece":
+        tokenizer.add_bos_token = True
+        assert tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id, "this tokenizer must add BOS by itself"
+    prompt = render(tokenizer, template(), FULL, SCALE)
+    wanted = 1 if chat or kind == "sentencepiece" else 0
+    assert list(prompt.token_ids).count(tokenizer.bos_token_id) == wanted
+    assert prompt.token_ids.index(tokenizer.bos_token_id) == 0 if wanted else True
+
+
+def test_an_end_token_that_the_tokenizer_appends_is_not_read():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny.tokenizer("digits", None)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    prompt = render(tokenizer, template(), FULL, SCALE)
+    assert prompt.token_ids[0] == 1
+    assert prompt.token_ids[-1] != 2
+
+
+def test_a_refused_system_turn_is_merged():
+    prompt = render(tiny.tokenizer(chat_template=tiny.NO_SYSTEM_TEMPLATE), template(), FULL, SCALE)
+    assert prompt.system_turn == "merged"
+    assert prompt.text.startswith("<s><|start|>user\nYou judge.\n\nRate A committee met.")
+
+
+def test_a_silently_dropped_system_turn_is_merged():
+    dropping = tiny.CHAT_TEMPLATE.replace("messages %}", "messages if message['role'] != 'system' %}")
+    prompt = render(tiny.tokenizer(chat_template=dropping), template(), FULL, SCALE)
+    assert prompt.system_turn == "merged"
+    assert "You judge.\n\nRate" in prompt.text
+
+
+def test_without_a_chat_template_turns_are_paragraphs():
+    prompt = render(tiny.tokenizer(chat_template=None), template(shots=SHOTS, prefill="Score:"), FULL, SCALE)
+    assert prompt.text == (
+        "You judge.\n\nRate good.\nScore: 5\n\nRate bad.\nScore: 1\n\nRate A committee met..\nScore:"
+    )
+
+
+def test_a_chat_template_that_refuses_everything_is_an_error():
+    tokenizer = tiny.tokenizer(chat_template="{{ raise_exception('no judges here') }}")
+    with pytest.raises(TemplateError) as error:
+        render(tokenizer, template(), FULL, SCALE)
+    assert str(error.value) == "the model's chat template refuses template 't' at item 'a': no judges here"
+
+
+def test_chat_options_reach_the_chat_template():
+    chat = tiny.CHAT_TEMPLATE + "{% if not enable_thinking | default(true) %}<think></think>{% endif %}"
+    prompt = render(tiny.tokenizer(chat_template=chat), template(chat_options={"enable_thinking": False}), FULL, SCALE)
+    assert prompt.text.endswith("<think></think>")
+
+
+@pytest.mark.parametrize("name", ["rubric", "g-eval"])
+def test_ready_templates_show_every_field(name):
+    text = render(tiny.tokenizer(), load_template(name), FULL, SCALE).text
+    for field in FULL.fields.values():
+        assert text.count(field) == 1, field
+    assert "consistency" in text
+    assert "5" in text
+    minimal = probes.Item(id="b", fields={"response": "Short.", "criterion_text": "Is it good?"})
+    assert "Short." in render(tiny.tokenizer(), load_template(name), minimal, SCALE).text
+    two = render(tiny.tokenizer(), load_template("rubric"), minimal, probes.Scale.parse("yes/no")).text
+    assert "Answer with no or yes." in two
+
+
+def test_words_template_has_five_examples():
+    prompt = render(tiny.tokenizer(), load_template("words"), FULL, SCALE)
+    assert prompt.text.count("<|start|>assistant") == 6
+    assert 'word "A committee met." is on a scale from 1 to 5, where 1 is very negative' in prompt.text
+
+
+def test_item_text_is_data_not_template():
+    hostile = probes.Item(id="h", fields={"response": "{{ 7 * 7 }} {% raw %} {{ scale.__class__ }}"})
+    assert "{{ 7 * 7 }} {% raw %}" in render(tiny.tokenizer(), template(), hostile, SCALE).text
+
+
+def test_templates_cannot_reach_python():
+    reaching = template(user="{{ response.__class__.__mro__ }}")
+    with pytest.raises(TemplateError, match="is unsafe"):
+        render(tiny.tokenizer(), reaching, FULL, SCALE)
+
+
+def test_a_shot_never_borrows_the_items_fields():
+    borrowing = template(user="{{ context }} {{ response }}", shots=SHOTS)
+    with pytest.raises(TemplateError) as error:
+        render(tiny.tokenizer(), borrowing, FULL, SCALE)
+    assert str(error.value) == (
+        "template 't', user, at few-shot example 1: 'context' is undefined; there are: criterion, response, scale"
+    )
+
+
+def test_templates_load_from_yaml(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("user: 'Rate {{ response }}'\nshots:\n- {fields: {response: x}, answer: 3}\nprefill: 'A:'\n")
+    loaded = load_template(path)
+    assert loaded.name == "mine"
+    assert loaded.shots[0].answer == "3"
+    assert probes.Template.from_dict(loaded.to_dict()) == loaded
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "user: 'Rate {{ response'",
+            "template 'mine', user, line 1: unexpected end of template, expected 'end of print statement'.; "
+            "correct the Jinja2 text",
+        ),
+        ("system: x", "template 'mine' has no user text; add a `user:` entry"),
+        (
+            "users: x",
+            "template 'mine' has unknown entries users; "
+            "known: chat_options, name, prefill, separator, shots, system, user",
+        ),
+        ("user: [1]", "template 'mine': `user` must be text, got [1]"),
+        ("- 1", "template 'mine': expected entries such as `user:`, got list"),
+        ("user: x\nshots: [{a: 1}]", "template 'mine', few-shot example 1: give `fields:` (name: text) and `answer:`"),
+    ],
+)
+def test_a_broken_template_says_where(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(TemplateError) as error:
+        load_template(path)
+    assert str(error.value) == message
+
+
+def test_an_unknown_template_lists_the_known():
+    with pytest.raises(TemplateError) as error:
+        load_template("rubrik")
+    assert str(error.value) == "no template 'rubrik': give a YAML file or one of g-eval, rubric, words"
+    assert template_names() == ["g-eval", "rubric", "words"]
