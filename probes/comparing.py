@@ -125,7 +125,7 @@ def compare(
         warnings=notes,
         level=level,
         settings={
-            "folds": studies[0].folds.n_folds,
+            "folds": folds,
             "repeats": repeats,
             "resamples": resamples,
             "seed": seed,
@@ -282,8 +282,12 @@ class _Study:
             stuck = sum(one.notes.get("converged") is False for one in found.fits)
             if stuck and self._aggregators[spec].kind == "lager":  # the recipes stop after their epochs
                 notes.append(f"{spec} stopped before it converged in {stuck} of {total} folds")
-            if not found.failures and np.isnan(self.estimates[spec].value):
-                notes.append(f"{spec} gives every item of a fold the same score: its coefficients are undefined")
+            undefined = int(np.isnan(self.coefficients[spec][:, 0]).sum()) - sum(found.failures.values())
+            if undefined > 0:
+                notes.append(
+                    f"{spec} gives every item the same score in {undefined} of {total} folds, where its coefficient is "
+                    "undefined; its row is about the other folds"
+                )
         return notes
 
     def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -308,6 +312,7 @@ class _Study:
                     "n_used": len(self.part.y),
                     "n_total": self.part.n_total,
                     "n_groups": self.part.n_groups,
+                    "n_folds": self.folds.n_folds,
                     **_named("spearman", self.estimates[spec]),
                     **{
                         name: within_fold(metric, self._scores[spec], self.part.y, self.folds)

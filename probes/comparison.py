@@ -38,7 +38,7 @@ class Comparison:
             criteria.
         warnings: What a reader must know about the numbers.
         level: Coverage of the intervals.
-        settings: Folds, repeats, resamples and seed.
+        settings: Folds asked for, repeats, resamples and seed.
     """
 
     table: pd.DataFrame
@@ -87,7 +87,7 @@ class Comparison:
     def _paragraph(self, criterion: str) -> str:
         of_criterion = self.table[self.table["criterion"] == criterion]
         first = of_criterion.iloc[0]
-        folds, repeats = self.settings["folds"], self.settings["repeats"]
+        folds, repeats = first["n_folds"], self.settings["repeats"]
         name = f"{criterion}: " if criterion else ""
         lines = [
             f"{name}{first['n_used']} of {first['n_total']} items in {first['n_groups']} groups, "
@@ -154,7 +154,7 @@ class Comparison:
 
 
 # Judges of one layer that see labels: what a cross-layer judge has to beat.
-BASELINES = ("final-ridge", "best-layer-ridge")
+BASELINES = ("final-ridge", "best-layer", "best-layer-ridge")
 
 
 def best_of(estimates: Mapping[str, Interval], judges: tuple[str, ...]) -> str | None:

@@ -92,13 +92,11 @@ def draw(
 def _alignment(found: Comparison, criterion: str) -> Figure:
     from probes import figures
 
-    final = found.table[(found.table["criterion"] == criterion) & (found.table["judge"] == "final")]
+    layers = found.by_layer[found.by_layer["criterion"] == criterion]
+    # The last layer under the norm lens is what the model itself says.
+    last = layers[(layers["lens"] == "norm") & (layers["layer_index"] == layers["layer_index"].max())]
     lines = found.human_lines[found.human_lines["criterion"] == criterion].set_index("line")["value"]
-    return figures.alignment(
-        found.by_layer[found.by_layer["criterion"] == criterion],
-        final=float(final["spearman"].iloc[0]),
-        attainable=float(lines["attainable"]),
-    )
+    return figures.alignment(layers, final=float(last["value"].iloc[0]), attainable=float(lines["attainable"]))
 
 
 def _weights(found: Comparison, criterion: str) -> Figure:

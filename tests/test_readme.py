@@ -47,6 +47,10 @@ def test_the_python_example_runs_as_printed(tmp_path):
     assert "(120, 576) (120, 31, 5)" in out
     assert (tmp_path / "runs" / "slope-ridge.json").is_file()
     assert (tmp_path / "runs" / "layers.png").is_file()
+    # The file that it wrote is read by the example in docs/file-format.md, which does without this package.
+    text = (ROOT / "docs" / "file-format.md").read_text(encoding="utf-8")
+    (plain,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert run([sys.executable, "-c", plain], tmp_path) == "(120, 5) (120, 576) (120,)\n"
 
 
 def test_the_command_line_example_runs_as_printed(tmp_path):

@@ -99,7 +99,7 @@ def test_unknown_names_are_refused(run_path):
         assert str(error.value) == f"{run_path} has no layer 9; its layers are embed, 1 .. 3"
         with pytest.raises(RunFileError) as error:
             run.score_logits("tuned")
-        assert str(error.value) == f"{run_path}: unknown lens 'tuned'; stored are raw, norm"
+        assert str(error.value) == f"{run_path}: unknown lens 'tuned'; it has raw, norm"
 
 
 def test_files_that_are_not_runs_are_refused(tmp_path, run_path):

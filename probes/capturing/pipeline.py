@@ -18,12 +18,7 @@ import numpy as np
 from probes.capturing.engine import Engine, PassResult, native_attention
 from probes.capturing.plan import Plan, make_plan
 from probes.capturing.runner import Runner, joined, readout_deviation
-from probes.capturing.support import (
-    RESIDUAL_TOLERANCE,
-    batching_refusal,
-    logit_tolerance,
-    prefix_sharing_refusal,
-)
+from probes.capturing.support import batching_refusal, logit_tolerance, prefix_sharing_refusal, tolerances
 from probes.errors import ItemError, RunFileError
 from probes.lens import LENSES
 from probes.progress import progress
@@ -149,7 +144,7 @@ def _existing(path: Path, header: Header) -> Run:
             (run.item_hashes, run.human_value.tobytes()),
             (tuple(header.item_hashes), header.human_value.tobytes()),
         ),
-        "the lenses": (run.lenses, tuple(header.lenses)),
+        "the lenses": (tuple(run.attr("lenses")), tuple(header.lenses)),
         "the residuals": (run.attr("residual_dtype"), header.residual_dtype or "none"),
     }
     differ = [name for name, (there, wanted) in asked.items() if there != wanted]
@@ -265,7 +260,7 @@ def _header(
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in packages},
         },
-        "tolerances": {"residual": RESIDUAL_TOLERANCE, "final_logits": logit_tolerance(judge.dtype, 1.0)},
+        "tolerances": tolerances(judge.dtype),
     }
     stored = None if not residuals else "bfloat16" if judge.dtype == "bfloat16" else "float32"
     return Header(
@@ -304,13 +299,21 @@ def _run_passes(
         for shard in todo:
             rows = [row for number in plan.shards[shard] for row in plan.passes[number]]
             results = [runner.run(plan.passes[number], advance) for number in plan.shards[shard]]
-            writer.write_shard(shard, _shard_data(judge, rows, results, lenses, residuals))
+            data = _shard_data(judge, rows, joined(results), lenses, residuals)
+            writer.write_shard(shard, data)
 
 
 def _shard_data(
-    judge: Judge, rows: Sequence[int], results: Sequence[PassResult], lenses: Sequence[str], residuals: bool
+    judge: Judge, rows: Sequence[int], result: PassResult, lenses: Sequence[str], residuals: bool
 ) -> ShardData:
-    result = joined(results)
+    deviation = readout_deviation(judge, result)
+    largest = np.nanmax(np.abs(result.token_logits), initial=0.0, where=np.isfinite(result.token_logits))
+    if deviation > (allowed := logit_tolerance(judge.dtype, float(largest))):
+        logger.warning(
+            "the norm lens at the last layer misses the model's own logits by %.2g (allowed %.2g); the run records it",
+            deviation,
+            allowed,
+        )
     readout = judge.readout
     logits = {lens: readout.score_logits(result.residual, lens) for lens in lenses}
     finite = np.isfinite(result.residual).all(axis=(1, 2)) & np.isfinite(result.token_logits).all(axis=1)
@@ -324,7 +327,7 @@ def _shard_data(
         residual=result.residual if residuals else None,
         score_logits=logits,
         scale_mass=result.scale_mass,
-        deviation=readout_deviation(judge, result),
+        deviation=deviation,
     )
 
 

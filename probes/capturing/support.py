@@ -86,14 +86,25 @@ class Deviation:
 
 
 RESIDUAL_TOLERANCE: Final = 1e-5
+# Allowed deviation of `norm` logits, per unit of the largest of them, and what the largest counts as at least.
+# bfloat16 rounds by up to 2^-8 relative; sums of roundings stay below four of these.
+_LOGIT_TOLERANCES: Final = {"float32": (1e-4 / 32, 32.0)}
+_HALF_TOLERANCE: Final = (2.0**-6, 1.0)
 
 
 def logit_tolerance(dtype: str, largest_logit: float) -> float:
     """Allowed absolute deviation of ``norm`` logits, given the largest of them."""
+    per_unit, least = _LOGIT_TOLERANCES.get(dtype, _HALF_TOLERANCE)
+    return per_unit * max(least, largest_logit)
+
+
+def tolerances(dtype: str) -> dict[str, float]:
+    """The rules above, as a run records them; residuals and raw logits are only checked in float32."""
+    per_unit, least = _LOGIT_TOLERANCES.get(dtype, _HALF_TOLERANCE)
+    rules = {"norm_logits_per_unit": per_unit, "norm_logits_least_unit": least}
     if dtype == "float32":
-        return 1e-4 * max(1.0, largest_logit / 32)
-    # One unit in the last place of bfloat16 is 2^-8 relative; sums of roundings stay below four of them.
-    return 2.0**-6 * max(1.0, largest_logit)
+        rules |= {"residual": RESIDUAL_TOLERANCE, "raw_logits": RESIDUAL_TOLERANCE}
+    return rules
 
 
 def deviation(ours: PassResult, reference: PassResult, readout: Readout) -> Deviation:

@@ -89,8 +89,10 @@ class Run:
 
     @cached_property
     def lenses(self) -> tuple[str, ...]:
-        """Lenses whose score logits are stored."""
-        return tuple(self.attr("lenses"))
+        """Lenses that can be read: those stored, and where residuals are stored all others."""
+        if self.attr("residual_dtype") == "none":
+            return tuple(self.attr("lenses"))
+        return LENSES
 
     @cached_property
     def scale(self) -> Scale:
@@ -186,10 +188,10 @@ class Run:
         Raises:
             RunFileError: The lens is unknown, or it was not stored and neither were residuals.
         """
-        if lens in self.lenses:
-            return self._read(f"score_logits/{lens}", readings)
         if lens not in LENSES:
-            raise RunFileError(f"{self.path}: unknown lens {lens!r}; stored are {', '.join(self.lenses)}")
+            raise RunFileError(f"{self.path}: unknown lens {lens!r}; it has {', '.join(self.lenses)}")
+        if lens in self.attr("lenses"):
+            return self._read(f"score_logits/{lens}", readings)
         return self.readout.score_logits(self.residual(readings=readings), lens)
 
     def item_logits(self, lens: str = "norm") -> Float[np.ndarray, "item layer label"]:
