@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 import numpy as np
+from jaxtyping import Float
 
 from probes.errors import FitError
 from probes.fitted import FittedAggregator, Form, Scores
@@ -21,7 +22,6 @@ from probes.runlike import RunLike, layer_logits, where
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from jaxtyping import Float
 
 FORMAT: Final = "probes-judge"
 FORMAT_VERSION: Final = 1

@@ -49,10 +49,20 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     if unknown := sorted(set(settings) - known):
         flags = ", ".join(sorted(str(name) for name in known))
         raise ConfigError(f"{path}: `{context.info_name}` has no setting {', '.join(unknown)}; it has {flags}")
-    context.default_map = {
-        name: [str(v) for v in value] if isinstance(value, list) else value for name, value in settings.items()
-    }
+    by_name = {parameter.name: parameter for parameter in context.command.params}
+    context.default_map = {name: _setting(path, name, value, by_name[name]) for name, value in settings.items()}
     return path
+
+
+def _setting(path: Path, name: str, value: Any, flag: Any) -> Any:
+    """One value of a config file, as its flag takes it."""
+    if getattr(flag, "multiple", False):
+        return [str(one) for one in (value if isinstance(value, list) else [value])]
+    if isinstance(value, (list, dict)):
+        raise ConfigError(f"{path}: {name} takes one value, got {value!r}")
+    if isinstance(value, bool) and not getattr(flag, "is_flag", False):
+        raise ConfigError(f"{path}: {name} takes a text, got {value!r}; put quotes around it")
+    return value
 
 
 Config = Annotated[
@@ -160,6 +170,10 @@ def capture(
         "share_prefix": share_prefix,
     }
     if dry_run:
+        if not as_json:
+            worth = ", ".join(f"{label} = {value:g}" for label, value in zip(labels.labels, labels.values, strict=True))
+            low, high = labels.human_range
+            typer.echo(f"Labels: {worth}; human scores {low:g} to {high:g}.\n")
         _show_preview(preview(judge, records, **options), as_json)
         return
     with run_capture(judge, records, out, overwrite=overwrite, **options) as run:
@@ -308,13 +322,30 @@ def main(arguments: list[str] | None = None) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     try:
-        app(arguments, prog_name="probes")
+        status = app(arguments, prog_name="probes", standalone_mode=False)
     except ProbesError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
+    except _UsageError as error:
+        # Without any argument the message is the help itself.
+        message = error.format_message()
+        sys.stderr.write(message + "\n" if "\n" in message else f"error: {message}\n")
+        raise SystemExit(2) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"error: {where}{error.strerror or error}; free space or choose another path\n")
+        raise SystemExit(2) from None
+    except (KeyboardInterrupt, typer.Abort):
+        status = _INTERRUPTED
+    if status == _INTERRUPTED:  # typer answers Ctrl-C with this number
         sys.stderr.write("interrupted; the same command goes on where it stopped\n")
-        raise SystemExit(130) from None
+    if isinstance(status, int) and status:
+        raise SystemExit(status)
+
+
+_INTERRUPTED = 130
+# Typer brings its own copy of click, so the base class of its usage errors is reached through one of them.
+_UsageError: Any = typer.BadParameter.__mro__[2]
 
 
 class _Plain(logging.Formatter):

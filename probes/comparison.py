@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
 from probes.errors import FitError
 from probes.protocol import Interval, interval, paired
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import pandas as pd
-    from jaxtyping import Float
 
     from probes.artefact import FittedJudge
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy.special import softmax
 
 from probes.errors import FitError
@@ -13,7 +14,6 @@ from probes.errors import FitError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from jaxtyping import Bool, Float, Int, Shaped
 
 Form = Literal["mode", "mixture", "ridge"]
 

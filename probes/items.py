@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from probes.errors import ItemError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from jaxtyping import Float, Shaped
 
 RaterKind = Literal["slots", "identity"]
 LabelName = Literal["id", "criterion", "group", "system", "split"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from probes.errors import ScoreTokenError
 from probes.prompts import Prompt, Template, load_template, render
-from probes.scale import Scale
+from probes.scale import Scale, parse_range
 from probes.score_tokens import ScoreTokens, find_score_tokens
 
 if TYPE_CHECKING:
@@ -92,7 +92,13 @@ class Judge:
 
         # Cheap checks come before minutes of loading.
         chosen = load_template(template)
-        labels = scale if isinstance(scale, Scale) else Scale.parse(scale, human_range)
+        if isinstance(scale, str):
+            labels = Scale.parse(scale, human_range)
+        elif human_range is None:
+            labels = scale
+        else:
+            low, high = parse_range(human_range) if isinstance(human_range, str) else human_range
+            labels = replace(scale, human_range=(float(low), float(high)))
         loaded = load_model(
             model,
             tokenizer=tokenizer,
@@ -136,7 +142,9 @@ class Judge:
     @property
     def max_positions(self) -> int | None:
         """Longest sequence the model takes; None where it sets no limit."""
-        limit = getattr(self.bridge.original_model.config, "max_position_embeddings", None)
+        config = self.bridge.original_model.config
+        # Multimodal models keep their language model's settings one level down.
+        limit = getattr(getattr(config, "text_config", None) or config, "max_position_embeddings", None)
         return int(limit) if limit else None
 
     def render(self, item: Item) -> Prompt:
@@ -171,7 +179,8 @@ class Judge:
         lead = tokens.lead_ids
         if not lead:
             return rendered
-        text = self.tokenizer.decode(list(lead))
+        # The tokens are those of the separator where there is one; a space alone may decode to nothing.
+        text = separator or self.tokenizer.decode(list(lead))
         return [replace(p, text=p.text + text, token_ids=p.token_ids + lead) for p in rendered]
 
     @property
@@ -196,8 +205,14 @@ class Judge:
     def tokenizer_hash(self) -> str:
         """SHA-256 over vocabulary, merges, special tokens and chat template."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        vocabulary = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        parts = [vocabulary, str(getattr(self.tokenizer, "chat_template", "")), str(self.tokenizer.special_tokens_map)]
+        state = self.tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+        # How the last call padded or truncated is no part of the tokenizer.
+        vocabulary = {key: value for key, value in state.items() if key not in {"padding", "truncation"}}
+        parts = [
+            json.dumps(vocabulary, sort_keys=True),
+            str(getattr(self.tokenizer, "chat_template", "")),
+            str(self.tokenizer.special_tokens_map),
+        ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:

@@ -12,12 +12,14 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
+from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
 from probes.errors import FitError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from collections.abc import Iterable
+
 
 LensName = Literal["raw", "norm"]
 LENSES: Final[tuple[LensName, ...]] = get_args(LensName)
@@ -25,6 +27,17 @@ NormType = Literal["none", "rms", "layer"]
 
 # The order in which `norm` applies its parts; stored with every run because a reader cannot guess it.
 READOUT_ORDER: Final = "norm, unembed, logit_scale, softcap"
+
+
+def check_lenses(lenses: Iterable[str]) -> None:
+    """Refuse names that are no lens.
+
+    Raises:
+        FitError: A lens is unknown.
+    """
+    for lens in lenses:
+        if lens not in LENSES:
+            raise FitError(f"unknown lens {lens!r}: choose one of {', '.join(LENSES)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +90,7 @@ class Readout:
         Raises:
             FitError: The lens is unknown.
         """
-        if lens not in LENSES:
-            raise FitError(f"unknown lens {lens!r}: choose one of {', '.join(LENSES)}")
+        check_lenses([lens])
         state = np.asarray(residual, dtype=np.float32)
         # A state that is not finite gives logits that are not finite, which the caller counts.
         with np.errstate(invalid="ignore", over="ignore"):

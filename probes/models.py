@@ -96,8 +96,20 @@ def load_model(
         if tokenizer is None:
             tokenizer = _load_tokenizer(source, revision, trust_remote_code)
         if device_map is None:
-            hf_model = hf_model.to(device or _default_device())
+            hf_model = _to_device(hf_model, device or _default_device())
+        elif any(parameter.is_meta for parameter in hf_model.parameters()):
+            raise ModelError(
+                f"parts of {name!r} do not fit and were offloaded to disk, where they cannot be captured; "
+                "use a larger device, a smaller dtype, or another device_map"
+            )
         return _wrap(hf_model, tokenizer, name)
+
+
+def _to_device(hf_model: Any, device: str) -> Any:
+    try:
+        return hf_model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"cannot move the model to {device!r}: {_first_line(error)}; choose another device") from None
 
 
 def _default_device() -> str:
@@ -134,11 +146,19 @@ def _from_pretrained(
     if device_map is not None:
         options["device_map"] = device_map
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, trust_remote_code=trust_remote_code, **options
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code, output_loading_info=True, **options
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise ModelError(f"cannot load the model {name!r}: {_first_line(error)}") from error
+    # Weights that a checkpoint lacks would be random numbers, other ones each time.
+    missing = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind, ()))
+    if missing:
+        raise ModelError(
+            f"{name!r} has no weights for {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; "
+            "give a complete causal language model"
+        )
+    return model
 
 
 def _load_tokenizer(source: str, revision: str | None, trust_remote_code: bool) -> Any:
@@ -159,10 +179,15 @@ def _from_object(model: Any, tokenizer: Any) -> LoadedModel:
                 "the bridge is in compatibility mode, where folded norms change residuals and logits; "
                 "boot it again and do not call enable_compatibility_mode()"
             )
-        tokenizer = tokenizer if tokenizer is not None else model.tokenizer
         name = _name_of(model.original_model)
-        # What the model ran before it was wrapped is not known here, so the bridge's attention stays.
-        return LoadedModel(model.eval(), tokenizer, name, hash_weights(model.original_model), None)
+        origin = getattr(model.original_model, _ORIGIN, None)
+        if tokenizer is None:
+            # The bridge's own tokenizer is a copy that may add BOS; the original is what other sources load.
+            own = str(getattr(model.tokenizer, "name_or_path", name))
+            tokenizer = origin[2] if origin else _load_tokenizer(own, None, False)
+        # Of a bridge booted elsewhere nobody knows what the model ran before, so the bridge's attention stays.
+        weights_hash, attention = origin[:2] if origin else (hash_weights(model.original_model), None)
+        return LoadedModel(model.eval(), tokenizer, name, weights_hash, attention)
     if not hasattr(model, "named_parameters") or not hasattr(model, "config"):
         raise ModelError(
             f"cannot use {type(model).__name__} as a model; give a hub id, a folder, a .gguf file, a loaded "
@@ -187,23 +212,22 @@ def _wrap(hf_model: Any, tokenizer: Any, name: str) -> LoadedModel:
     if not hf_model.config.architectures:
         # The bridge chooses its adapter by this name; a model made from a config does not carry it.
         hf_model.config.architectures = [type(hf_model).__name__]
-    weights_hash = hash_weights(hf_model)
-    attention = hf_model.config._attn_implementation
-    with contextlib.ExitStack() as stack:
-        if not getattr(tokenizer, "name_or_path", ""):
-            # The bridge reloads the tokenizer by its name, so one made in memory needs a folder.
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            tokenizer.save_pretrained(folder)
-            tokenizer.name_or_path = folder
+    # A bridge renames and splits modules, so a model that was wrapped before keeps the hash it had then.
+    origin = getattr(hf_model, _ORIGIN, None)
+    weights_hash, attention = origin[:2] if origin else (hash_weights(hf_model), hf_model.config._attn_implementation)
+    setattr(hf_model, _ORIGIN, (weights_hash, attention, tokenizer))
+    # The bridge reloads its tokenizer by name, which one made in memory or since moved does not have.
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
         try:
             bridge = TransformerBridge.boot_transformers(
                 # The name only finds the adapter of a few models, and short names are aliases of hub models.
                 type(hf_model).__name__,
                 hf_model=hf_model,
-                tokenizer=tokenizer,
+                tokenizer=_load_tokenizer(folder, None, False),
                 dtype=hf_model.dtype,
             )
-        except (ValueError, NotImplementedError, AttributeError) as error:
+        except (ValueError, NotImplementedError, AttributeError, KeyError) as error:
             raise ModelError(
                 f"TransformerLens cannot wrap {type(hf_model).__name__} ({name}): {_first_line(error)[:200]}"
             ) from error
@@ -211,17 +235,28 @@ def _wrap(hf_model: Any, tokenizer: Any, name: str) -> LoadedModel:
     return LoadedModel(bridge, tokenizer, name, weights_hash, attention)
 
 
+# Where a wrapped model keeps its hash and attention implementation from before, and its tokenizer.
+_ORIGIN = "_probes_origin"
+
+
 def hash_weights(hf_model: Any) -> str:
-    """SHA-256 over the architecture's config and every parameter's name, shape, dtype and bytes."""
+    """SHA-256 over the architecture's config and every weight's name, shape, dtype and bytes.
+
+    Buffers that are saved with a model count as weights: quantised models keep theirs there.
+    """
     sha = hashlib.sha256()
     config = hf_model.config.to_dict()
     for volatile in ("_name_or_path", "transformers_version", "_attn_implementation", "architectures", "dtype"):
         config.pop(volatile, None)
     for key in sorted(config):
         sha.update(f"{key}={config[key]!r};".encode())
-    for name, parameter in sorted(hf_model.named_parameters()):
-        sha.update(f"{name.replace('._original_component', '')}:{tuple(parameter.shape)}:{parameter.dtype};".encode())
-        sha.update(_tensor_bytes(parameter))
+    parameters = dict(hf_model.named_parameters())
+    tied = {id(parameter) for parameter in hf_model.parameters()}
+    # A tied weight appears once among the parameters and again in the state; buffers appear in the state only.
+    buffers = {key: value for key, value in hf_model.state_dict(keep_vars=True).items() if id(value) not in tied}
+    for name, tensor in sorted((parameters | buffers).items()):
+        sha.update(f"{name.replace('._original_component', '')}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+        sha.update(_tensor_bytes(tensor))
     return sha.hexdigest()
 
 

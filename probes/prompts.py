@@ -6,6 +6,9 @@ What it renders goes through the model's own chat template exactly once.
 
 from __future__ import annotations
 
+import datetime
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -142,8 +145,8 @@ class Template:
                 f"template {name!r} has unknown entries {', '.join(map(str, unknown))}; "
                 f"known: {', '.join(sorted(known))}"
             )
-        for part in ("system", "user", "prefill"):
-            if not isinstance(data.get(part, ""), str):
+        for part in ("system", "user", "prefill", "separator"):
+            if not isinstance(data.get(part) or "", str):
                 raise TemplateError(f"template {name!r}: `{part}` must be text, got {data[part]!r}")
         shots = []
         for number, shot in enumerate(data.get("shots") or [], start=1):
@@ -151,17 +154,32 @@ class Template:
                 raise TemplateError(
                     f"template {name!r}, few-shot example {number}: give `fields:` (name: text) and `answer:`"
                 )
-            fields = {str(key): str(value) for key, value in shot["fields"].items()}
-            shots.append(Shot(fields, str(shot["answer"])))
+            where = f"template {name!r}, few-shot example {number}"
+            if not isinstance(shot["fields"], Mapping):
+                raise TemplateError(f"{where}: `fields:` must be names with texts, got {shot['fields']!r}")
+            fields = {str(key): _shot_text(value, f"{where}, {key}") for key, value in shot["fields"].items()}
+            shots.append(Shot(fields, _shot_text(shot["answer"], f"{where}, answer")))
+        options = dict(data.get("chat_options") or {})
+        try:
+            json.dumps(options)
+        except TypeError as error:
+            raise TemplateError(f"template {name!r}, chat_options: {error}; put quotes around the value") from None
         return cls(
             name=name,
-            user=data.get("user", "").strip(),
-            system=data.get("system", "").strip(),
+            user=(data.get("user") or "").strip(),
+            system=(data.get("system") or "").strip(),
             shots=tuple(shots),
-            prefill=data.get("prefill", ""),
+            prefill=data.get("prefill") or "",
             separator=data.get("separator"),
-            chat_options=dict(data.get("chat_options") or {}),
+            chat_options=options,
         )
+
+
+def _shot_text(value: Any, where: str) -> str:
+    # YAML reads an unquoted yes or no as a truth value, and the model would be shown True.
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        return str(value)
+    raise TemplateError(f"{where}: {value!r} is not text; put quotes around it")
 
 
 # StrictUndefined: a misspelt field must fail, not vanish. Sandboxed: templates travel with runs.
@@ -257,6 +275,8 @@ def _prompt(
     return Prompt(text, token_ids, tail or text[-_TAIL:], system_turn)
 
 
+_TODAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+_FIXED_DATE = datetime.date(2024, 7, 26)
 # Where a prompt ends in the item's own words, so many characters stand for its tail.
 _TAIL = 24
 
@@ -279,12 +299,14 @@ def encode(tokenizer: Any, text: str, *, special_tokens: bool) -> list[int]:
 def _apply_chat_template(
     tokenizer: Any, messages: Sequence[Mapping[str, str]], template: Template
 ) -> tuple[str | None, str]:
+    options = dict(template.chat_options)
+    if isinstance(tokenizer.chat_template, str) and "strftime_now" in tokenizer.chat_template:
+        # Some chat templates print today's date; a run must not depend on the day, so they get a fixed one.
+        options["chat_template"] = _TODAY.sub(lambda m: repr(_FIXED_DATE.strftime(m[2])), tokenizer.chat_template)
     try:
-        text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, **template.chat_options
-        )
-    except jinja2.TemplateError as error:
-        return None, str(error)
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options)
+    except Exception as error:  # chat templates are foreign code and fail in any way
+        return None, " ".join(str(error).split())
     return str(text), ""
 
 

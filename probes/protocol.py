@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from probes.aggregate import MIN_FIT, Aggregator, FittedAggregator, LayerLogits
@@ -23,7 +24,6 @@ from probes.fitting.ridge import is_constant
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from jaxtyping import Float, Int, Shaped
 
 _MAX_BINS: Final = 5
 
@@ -235,7 +235,7 @@ def flatten_constants(scores: Float[np.ndarray, "repeat item"], folds: Folds) ->
     flat = np.array(scores, dtype=np.float64)
     for repeat, test in folds.tests():
         of_fold = flat[repeat, test]
-        if is_constant(of_fold.mean(), of_fold.std()):
+        if is_constant(np.asarray(of_fold.mean()), np.asarray(of_fold.std())):
             flat[repeat, test] = of_fold[0]
     return flat
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 
 from probes.aggregate import LayerLogits
 from probes.errors import FitError
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from jaxtyping import Bool, Float, Int, Shaped
 
 POOLED: Final = "all"
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from probes.errors import ScaleError
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
-
-# In these pairs the affirmative comes first in speech but is the larger value.
-_AFFIRMATIVE = {"yes", "true", "good", "correct", "valid"}
+# The word of a pair that is worth 1; of any other pair nobody can know.
+_AFFIRMATIVE = {
+    *("yes", "true", "good", "correct", "valid", "pass", "positive", "relevant", "agree", "high", "safe"),
+    *("acceptable", "helpful", "better"),
+}
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,10 @@ def _parse_labels(text: str) -> tuple[list[str], list[float]]:
             if separator == "," and all(re.fullmatch(r"[+-]?\d+(\.\d+)?", p) for p in parts):
                 return parts, [float(p) for p in parts]
             if len(parts) == 2:
-                return parts, [1.0, 0.0] if parts[0].lower() in _AFFIRMATIVE else [0.0, 1.0]
+                affirmative = [part.lower() in _AFFIRMATIVE for part in parts]
+                if sum(affirmative) != 1:
+                    raise ScaleError(f"which of the labels {text!r} is worth more? write {parts[0]}=1,{parts[1]}=0")
+                return parts, [float(a) for a in affirmative]
             return parts, [float(i + 1) for i in range(len(parts))]
     raise ScaleError(
         f"cannot read the scale {text!r}: write 1..5, 0..9, A..E, yes/no, poor/fair/good, or LABEL=VALUE,LABEL=VALUE"

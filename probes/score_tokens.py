@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Int
 
 from probes.errors import ScoreTokenError
 from probes.prompts import Prompt, encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from jaxtyping import Int
 
     from probes.scale import Scale
 

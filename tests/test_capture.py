@@ -282,8 +282,9 @@ def test_an_unfinished_run_of_another_judge_is_refused(booted, tmp_path, monkeyp
     assert str(error.value) == (
         f"{path}.partial holds an unfinished run that differs in the judge (model, template, scale or dtype), the "
         "items or their prompts, the batching (batch tokens, prefix sharing or length limit); resume it with the "
-        "settings it was started with, or delete the folder to start again"
+        "settings it was started with, or start again with overwrite=True (--overwrite)"
     )
+    assert probes.capture(other, items, path, overwrite=True).judge_hash == other.digest()
 
 
 def test_a_second_writer_is_refused_at_once(booted, tmp_path):
@@ -458,3 +459,41 @@ def test_rope_that_depends_on_the_pass_is_never_batched():
     config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     assert batching_refusal(config) == "dynamic RoPE depends on the longest sequence of a pass"
     assert prefix_sharing_refusal(config) == "dynamic RoPE depends on the longest sequence of a pass"
+
+
+def regrouped(items: probes.Items) -> probes.Items:
+    """The same prompts with other human scores and groups; the means stay."""
+    changed = [replace(item, group="g", human=(sum(item.human) / 2,) * 2) for item in items]
+    return probes.Items(changed, raters="identity")
+
+
+def test_corrected_scores_and_groups_are_never_lost(booted, tmp_path, monkeypatch):
+    judge, items, path = make_judge(booted), tiny.word_items(), tmp_path / "run.h5"
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.RunWriter, "consolidate", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            probes.capture(judge, items, path)
+    run = probes.capture(judge, regrouped(items), path)
+    assert set(run.groups) == {"g"}
+    assert run.items.raters == "identity"
+    np.testing.assert_array_equal(run.human, regrouped(items).human)
+    with pytest.raises(RunFileError, match="differs in the items or their human scores"):
+        probes.capture(judge, items, path)
+
+
+def test_an_unknown_lens_stops_before_anything_is_written(booted, tmp_path):
+    with pytest.raises(probes.ProbesError, match="unknown lens 'nrom': choose one of raw, norm"):
+        probes.capture(make_judge(booted), tiny.word_items(), tmp_path / "run.h5", lenses=["nrom"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_copies_of_a_long_prefix_are_bounded():
+    prompts = [[*range(1000), k, k] for k in range(400)]
+    plan = make_plan(prompts, batch_tokens=4096)
+    assert max(len(group) for group in plan.passes) * 1002 <= 6 * 4096
+
+
+def test_readings_may_be_a_mask(booted, tmp_path):
+    run = probes.capture(make_judge(booted), tiny.word_items(), tmp_path / "run.h5")
+    mask = np.arange(20) % 3 == 0
+    np.testing.assert_array_equal(run.residual(readings=mask), run.residual()[mask])

@@ -117,10 +117,13 @@ def test_a_config_file_stands_for_flags_and_flags_win(workspace, capsys):
     config = workspace / "capture.yaml"
     config.write_text(
         f"items: {workspace / 'items.jsonl'}\nmodel: {workspace / 'model'}\ntemplate: {workspace / 'template.yaml'}\n"
-        f"human-range: -4..4\nfield: [word=text]\nid: key\nhuman: [scores]\nout: {workspace / 'config.h5'}\nlimit: 9\n"
+        f"human-range: -4..4\nfield: [word=text]\nid: key\nhuman: scores\nout: {workspace / 'config.h5'}\nlimit: 9\n"
     )
     assert run("capture", "--config", config, "--limit", 4, "--json") == 0
     assert json.loads(capsys.readouterr().out)["items"] == 4
+    config.write_text("split: no\n")
+    assert run("capture", "--config", config) == 2
+    assert capsys.readouterr().err == f"error: {config}: split takes a text, got False; put quotes around it\n"
     config.write_text("itemz: x\n")
     assert run("capture", "--config", config) == 2
     error = capsys.readouterr().err
@@ -150,9 +153,19 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_p
     assert captured.out == ""
 
 
-def test_usage_errors_exit_with_2(capsys):
+def test_usage_errors_are_one_line_and_exit_with_2(capsys):
     assert run("capture", "--no-such-flag") == 2
-    assert "No such option" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: No such option: --no-such-flag")
+    assert error.count("\n") == 1
+    assert run("capture", "--items", "x.jsonl") == 2
+    assert capsys.readouterr().err == "error: Missing option '--out' / '-o'.\n"
+
+
+def test_a_path_that_cannot_be_written_is_one_line(workspace, capsys):
+    blocked = workspace / "items.jsonl" / "table.csv"
+    assert run("compare", workspace / "run.h5", "--judge", "final", "--resamples", 200, "--out", blocked) == 2
+    assert capsys.readouterr().err.endswith("; free space or choose another path\n")
 
 
 def test_ctrl_c_says_how_to_go_on(workspace, capsys, monkeypatch):
@@ -161,6 +174,7 @@ def test_ctrl_c_says_how_to_go_on(workspace, capsys, monkeypatch):
 
     monkeypatch.setattr("probes.store.open_run", interrupted)
     assert run("compare", workspace / "run.h5") == 130
+    assert capsys.readouterr().err.strip() == "interrupted; the same command goes on where it stopped"
 
 
 def test_starting_up_loads_nothing_heavy():

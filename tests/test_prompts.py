@@ -163,6 +163,10 @@ def test_templates_load_from_yaml(tmp_path):
         ),
         ("user: [1]", "template 'mine': `user` must be text, got [1]"),
         ("- 1", "template 'mine': expected entries such as `user:`, got list"),
+        (
+            "user: x\nshots: [{fields: {response: no}, answer: 1}]",
+            "template 'mine', few-shot example 1, response: False is not text; put quotes around it",
+        ),
         ("user: x\nshots: [{a: 1}]", "template 'mine', few-shot example 1: give `fields:` (name: text) and `answer:`"),
     ],
 )
@@ -179,3 +183,8 @@ def test_an_unknown_template_lists_the_known():
         load_template("rubrik")
     assert str(error.value) == "no template 'rubrik': give a YAML file or one of g-eval, rubric, words"
     assert template_names() == ["g-eval", "rubric", "words"]
+
+
+def test_a_chat_template_that_prints_the_date_gives_one_prompt_for_ever():
+    dated = "Today is {{ strftime_now('%d %b %Y') }}.\n" + tiny.CHAT_TEMPLATE
+    assert render(tiny.tokenizer(chat_template=dated), template(), FULL, SCALE).text.startswith("Today is 26 Jul 2024.")

@@ -163,6 +163,10 @@ def _filter(file):
     file.create_dataset("filtered", data=np.arange(10), chunks=(5,), scaleoffset=0)
 
 
+def _cycle(file):
+    file["items/again"] = file["/"]
+
+
 @pytest.mark.parametrize(
     ("plant", "message"),
     [
@@ -173,6 +177,7 @@ def _filter(file):
         (_reference, "has the data type"),
         (_variable, "has the data type"),
         (_filter, "uses an unknown filter"),
+        (_cycle, "nests deeper than a run ever does"),
     ],
 )
 def test_what_a_run_never_holds_is_refused(tmp_path, run_path, plant, message):

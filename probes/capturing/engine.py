@@ -12,14 +12,13 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from einops import rearrange
+from jaxtyping import Float, Int
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    import numpy as np
-    from jaxtyping import Float, Int
 
     from probes.lens import Readout
 

@@ -20,7 +20,7 @@ from probes.capturing.plan import Plan, make_plan
 from probes.capturing.runner import Runner, joined, readout_deviation
 from probes.capturing.support import batching_refusal, logit_tolerance, prefix_sharing_refusal, tolerances
 from probes.errors import ItemError, RunFileError
-from probes.lens import LENSES
+from probes.lens import LENSES, check_lenses
 from probes.progress import progress
 from probes.store.format import FORMAT, FORMAT_VERSION, Header, Status
 from probes.store.run import Run, open_run
@@ -115,11 +115,12 @@ def capture(
         ItemError: A human score lies outside the scale's human range.
     """
     path = Path(path)
+    check_lenses(lenses)
     job = _prepare(judge, items, batch_tokens, max_tokens, share_prefix)
     header = _header(judge, items, job, lenses, residuals, {"batch_tokens": batch_tokens})
     if path.exists() and not overwrite:
         return _existing(path, header)
-    with RunWriter.open(path, header, job.plan.digest()) as writer:
+    with RunWriter.open(path, header, job.plan.digest(), restart=overwrite) as writer:
         if job.prefix_note:
             logger.info("prompts are computed whole: %s", job.prefix_note)
         _run_passes(judge, job, writer, lenses, residuals, show_progress)
@@ -141,8 +142,8 @@ def _existing(path: Path, header: Header) -> Run:
     asked = {
         "the judge": (run.judge_hash, header.attrs["judge_hash"]),
         "the items or their human scores": (
-            (run.item_hashes, run.human_value.tobytes()),
-            (tuple(header.item_hashes), header.human_value.tobytes()),
+            (run.item_hashes, run.items.digest(), run.items.raters),
+            (tuple(header.item_hashes), header.items.digest(), header.items.raters),
         ),
         "the lenses": (tuple(run.attr("lenses")), tuple(header.lenses)),
         "the residuals": (run.attr("residual_dtype"), header.residual_dtype or "none"),
@@ -171,6 +172,7 @@ def preview(
     """Say what ``capture`` would do, with the first prompt as the model will see it."""
     import time
 
+    check_lenses(lenses)
     job = _prepare(judge, items, batch_tokens, max_tokens, share_prefix)
     plan = job.plan
     word = 2 if judge.dtype == "bfloat16" else 4

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 # A shared prefix shorter than this is not worth a cache.
 _MIN_PREFIX = 16
+# Cached and new tokens of a pass together may be so many times the tokens that it computes.
+_CACHE_FACTOR = 6
 # Rows and tokens that one shard holds at least, in whole passes: what a killed run can lose.
 _SHARD_ROWS = 256
 _SHARD_TOKENS = 50_000
@@ -81,14 +83,27 @@ def make_plan(
     current: list[int] = []
     # Longest first: a pass that does not fit into memory fails at the start, not after hours.
     for row in sorted(fitting, key=lambda row: (-n_tokens[row], row)):
-        longest = n_tokens[current[0] if current else row] - len(prefix)
-        if current and (len(current) + 1) * longest > batch_tokens:
+        if current and len(current) >= rows_that_fit(n_tokens[current[0]], len(prefix), batch_tokens):
             passes.append(tuple(current))
             current = []
         current.append(row)
     if current:
         passes.append(tuple(current))
     return Plan(n_tokens, prefix, tuple(passes), _into_shards(passes, n_tokens), too_long, max_tokens, batch_tokens)
+
+
+def rows_that_fit(longest: int, prefix: int, batch_tokens: int) -> int:
+    """How many prompts one pass takes.
+
+    What is computed is bounded by ``batch_tokens``, and what is kept in memory by a few times that: every row of a
+    pass holds its own copy of the prefix's keys and values.
+
+    Args:
+        longest: Tokens of the longest prompt of the pass.
+        prefix: Tokens of it that are in the cache.
+        batch_tokens: Tokens in one pass, padding included.
+    """
+    return max(1, min(batch_tokens // (longest - prefix), _CACHE_FACTOR * batch_tokens // longest))
 
 
 def _common_start(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

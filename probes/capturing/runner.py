@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probes.capturing.engine import Engine, PassResult, native_attention
+from probes.capturing.plan import rows_that_fit
 from probes.capturing.support import Deviation, deviation, logit_tolerance
 from probes.errors import ModelError
 
@@ -62,7 +63,7 @@ class Runner:
             return result
         start = len(self._plan.prefix) if self._cache is not None else 0
         # A plan made for a shared prefix puts more prompts into a pass than fit when they are computed whole.
-        fit = max(1, self._plan.batch_tokens // (max(len(self._prompts[row]) for row in rows) - start))
+        fit = rows_that_fit(max(len(self._prompts[row]) for row in rows), start, self._plan.batch_tokens)
         if len(rows) > fit:
             parts = [rows[first : first + fit] for first in range(0, len(rows), fit)]
             return joined([self.run(part, advance) for part in parts])
@@ -88,8 +89,7 @@ class Runner:
         judge, plan = self._judge, self._plan
         rows = plan.passes[0]
         probe = sorted({0, len(rows) - 1})
-        plain = Engine(judge.bridge, judge.readout)
-        reference = joined([plain.run([self._prompts[rows[i]]]) for i in probe])
+        reference = joined([self._alone(rows[i]) for i in probe])
         self._check_readout(reference)
         found: Deviation | None = None
         for attention, shared in _ATTEMPTS:
@@ -115,6 +115,20 @@ class Runner:
             f"this model's states depend on how its prompts are batched (by {found.residual:.2g} relative, logits by "
             f"{found.norm_logits:.2g}); capture it with batch_tokens=1 (--batch-tokens 1)"
         )
+
+    def _alone(self, row: int) -> PassResult:
+        """One prompt in the plainest way that fits into memory."""
+        import torch
+
+        engine, prompts = Engine(self._judge.bridge, self._judge.readout), [self._prompts[row]]
+        try:
+            return engine.run(prompts)
+        except torch.OutOfMemoryError:
+            # The bridge's attention needs memory quadratic in the length of the prompt.
+            torch.cuda.empty_cache()
+            logger.warning("the first check runs with the model's own attention: memory is short")
+            with native_attention(self._judge.bridge, self._judge.attention):
+                return engine.run(prompts)
 
     def _try(self, rows: Sequence[int], attention: str, shared: bool) -> PassResult | None:
         native = attention == "native"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from probes.errors import FigureError
 from probes.figures.style import (
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pandas as pd
-    from jaxtyping import Bool, Float
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from probes.errors import FigureError
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
-    from jaxtyping import Float
     from matplotlib.figure import Figure
 
 _COLUMNS = ("judge", "lens", "layer", "layer_index", "weight", "lo", "hi")

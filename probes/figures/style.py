@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from probes.errors import FigureError
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import pandas as pd
-    from jaxtyping import Float
     from matplotlib.axes import Axes
 
 COLUMN_WIDTH = 3.4  # inches, one column of the usual two-column paper

@@ -8,12 +8,10 @@ of all penalties at once; problems of equal shape (one a layer) are solved toget
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 PENALTIES: Final[Float[np.ndarray, " penalty"]] = np.logspace(5, 0, 21)
 INNER_FOLDS: Final = 5

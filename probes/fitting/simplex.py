@@ -12,16 +12,14 @@ is its linear interpolation onto the two neighbouring labels; a score on a label
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
+from jaxtyping import Float, Int
 from scipy.optimize import minimize
 from scipy.special import softmax
 
 from probes.fitting.optim import Adam, Plateau
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 ScoreLoss = Literal["abs", "square"]
 

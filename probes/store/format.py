@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import h5py
 import numpy as np
+from jaxtyping import Float, Shaped, UInt16
 
 from probes.errors import RunFileError
 from probes.items import Item, Items
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from jaxtyping import Float, Shaped, UInt16
 
 FORMAT: Final = "probes-run"
 FORMAT_VERSION: Final = 1
@@ -211,7 +211,13 @@ def safe_open(path: Path) -> h5py.File:
 _KNOWN_FILTERS = {h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE}
 
 
-def _refuse_unsafe(group: h5py.Group, path: Path) -> None:
+# Groups of a run nest this deep at most; a hard link to a parent would nest for ever.
+_DEPTH = 4
+
+
+def _refuse_unsafe(group: h5py.Group, path: Path, depth: int = 0) -> None:
+    if depth > _DEPTH:
+        raise RunFileError(f"{path}: {group.name} nests deeper than a run ever does; do not trust this file")
     for name in group:
         where = f"{path}: {group.name.rstrip('/')}/{name}"
         link = group.get(name, getlink=True)
@@ -219,7 +225,7 @@ def _refuse_unsafe(group: h5py.Group, path: Path) -> None:
             raise RunFileError(f"{where} is a link to elsewhere, which a run never holds; do not trust this file")
         node = group[name]
         if isinstance(node, h5py.Group):
-            _refuse_unsafe(node, path)
+            _refuse_unsafe(node, path, depth + 1)
             continue
         if not isinstance(node, h5py.Dataset):
             raise RunFileError(f"{where} is neither group nor dataset; do not trust this file")

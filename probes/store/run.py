@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped, UInt8
 
 from probes.errors import RunFileError
 from probes.lens import LENSES, Readout
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import h5py
-    from jaxtyping import Float, Int, Shaped, UInt8
 
     from probes.items import Items
 
@@ -205,7 +205,7 @@ class Run:
 
         Args:
             layer: Name on the layer axis (``"embed"``, ``"12"`` or 12); all layers unless given.
-            readings: Reading numbers; all unless given.
+            readings: Reading numbers or a boolean mask; all unless given.
 
         Raises:
             RunFileError: Residuals were not stored, or there is no such layer.
@@ -223,6 +223,8 @@ class Run:
     def _read(
         self, name: str, readings: Sequence[int] | np.ndarray | None, columns: tuple[Any, ...] = ()
     ) -> np.ndarray:
+        if readings is not None and np.asarray(readings).dtype == bool:
+            readings = np.flatnonzero(readings)
         if self._shards is not None:
             rows = np.arange(len(self._shards.shard)) if readings is None else np.asarray(readings)
             return self._shards.read(name, rows, columns)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import h5py
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from probes.errors import RunFileError
 from probes.store.consolidate import consolidate
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from jaxtyping import Float, Int, Shaped
 
 logger = logging.getLogger(__name__)
 
@@ -63,28 +63,31 @@ class ShardData:
 class RunWriter:
     """Writes one run; use ``RunWriter.open`` as a context manager."""
 
-    def __init__(self, path: Path, header: Header, plan_digest: str) -> None:
+    def __init__(self, path: Path, header: Header, plan_digest: str, *, restart: bool = False) -> None:
         self.path = path
         self.folder = partial_folder(path)
         self._header = header
         self._plan_digest = plan_digest
+        self._restart = restart
         self._manifest: dict[str, Any] = {}
+        self._consolidated = False
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, header: Header, plan_digest: str) -> Iterator[RunWriter]:
+    def open(cls, path: Path, header: Header, plan_digest: str, *, restart: bool = False) -> Iterator[RunWriter]:
         """Start a run or resume it.
 
         Args:
             path: Where the run file will be.
             header: What is known beforehand.
             plan_digest: Hash of the plan; a run resumes only under the plan that it was started with.
+            restart: Drop an unfinished run that differs, instead of refusing.
 
         Raises:
             RunFileError: Another process writes this run, or the partial run is of another judge, of other
                 items or of another plan.
         """
-        writer = cls(path, header, plan_digest)
+        writer = cls(path, header, plan_digest, restart=restart)
         try:
             writer.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -99,10 +102,11 @@ class RunWriter:
         try:
             writer._start()
             yield writer
+            # Still under the lock, so that nobody starts to write into a folder that is about to go.
+            if writer._consolidated:
+                shutil.rmtree(writer.folder, ignore_errors=True)
         finally:
             lock.release()
-        if path.exists():
-            shutil.rmtree(writer.folder, ignore_errors=True)
 
     @property
     def finished(self) -> dict[int, dict[str, Any]]:
@@ -149,6 +153,7 @@ class RunWriter:
         temporary = self.path.with_name(f"{self.path.name}.writing")
         consolidate(self.folder / "header.h5", shards, temporary, attrs)
         _publish(temporary, self.path)
+        self._consolidated = True
         return self.path
 
     def _start(self) -> None:
@@ -162,17 +167,30 @@ class RunWriter:
         }
         if header_path.is_file() and manifest_path.is_file():
             self._manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-            self._refuse_other_run(expected)
-            self._discard_damaged_shards()
-            return
-        temporary = self.folder / "header.h5.writing"
-        with h5py.File(temporary, "w") as file:
-            write_header(file, self._header)
-        _publish(temporary, header_path)
+            differ = self._differences(expected)
+            if not differ:
+                # Human scores, groups and texts may have been corrected since; the states do not depend on them.
+                self._write_header()
+                self._discard_damaged_shards()
+                return
+            if self._manifest["shards"] and not self._restart:
+                raise RunFileError(
+                    f"{self.folder} holds an unfinished run that differs in {', '.join(differ)}; resume it with the "
+                    "settings it was started with, or start again with overwrite=True (--overwrite)"
+                )
+        for shard in self.folder.glob("shard-*.h5"):
+            shard.unlink()
+        self._write_header()
         self._manifest = {"run": expected, "notes": {}, "shards": {}}
         self._write_manifest()
 
-    def _refuse_other_run(self, expected: dict[str, Any]) -> None:
+    def _write_header(self) -> None:
+        temporary = self.folder / "header.h5.writing"
+        with h5py.File(temporary, "w") as file:
+            write_header(file, self._header)
+        _publish(temporary, self.folder / "header.h5")
+
+    def _differences(self, expected: dict[str, Any]) -> list[str]:
         names = {
             "judge_hash": "the judge (model, template, scale or dtype)",
             "items_digest": "the items or their prompts",
@@ -180,12 +198,7 @@ class RunWriter:
             "lenses": "the lenses",
             "residual_dtype": "the type of the residuals",
         }
-        differ = [names[key] for key, value in expected.items() if self._manifest["run"].get(key) != value]
-        if differ:
-            raise RunFileError(
-                f"{self.folder} holds an unfinished run that differs in {', '.join(differ)}; resume it with the "
-                "settings it was started with, or delete the folder to start again"
-            )
+        return [names[key] for key, value in expected.items() if self._manifest["run"].get(key) != value]
 
     def _discard_damaged_shards(self) -> None:
         for number, entry in list(self._manifest["shards"].items()):
