@@ -56,13 +56,14 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
 
 def _setting(path: Path, name: str, value: Any, flag: Any) -> Any:
     """One value of a config file, as its flag takes it."""
-    if getattr(flag, "multiple", False):
-        return [str(one) for one in (value if isinstance(value, list) else [value])]
-    if isinstance(value, (list, dict)):
-        raise ConfigError(f"{path}: {name} takes one value, got {value!r}")
-    if isinstance(value, bool) and not getattr(flag, "is_flag", False):
-        raise ConfigError(f"{path}: {name} takes a text, got {value!r}; put quotes around it")
-    return value
+    several = getattr(flag, "multiple", False)
+    values = value if several and isinstance(value, list) else [value]
+    for one in values:
+        if isinstance(one, (list, dict)):
+            raise ConfigError(f"{path}: {name} takes one value, got {one!r}")
+        if isinstance(one, bool) and not getattr(flag, "is_flag", False):
+            raise ConfigError(f"{path}: {name} takes a text, got {one!r}; put quotes around it")
+    return [str(one) for one in values] if several else value
 
 
 Config = Annotated[
@@ -332,8 +333,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.write(message + "\n" if "\n" in message else f"error: {message}\n")
         raise SystemExit(2) from None
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"error: {where}{error.strerror or error}; free space or choose another path\n")
+        message = f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+        sys.stderr.write(f"error: {message}; check free space and permissions, or choose another path\n")
         raise SystemExit(2) from None
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED

@@ -184,10 +184,10 @@ def _from_object(model: Any, tokenizer: Any) -> LoadedModel:
         if tokenizer is None:
             # The bridge's own tokenizer is a copy that may add BOS; the original is what other sources load.
             own = str(getattr(model.tokenizer, "name_or_path", name))
-            tokenizer = origin[2] if origin else _load_tokenizer(own, None, False)
+            tokenizer = origin.tokenizer if origin else _load_tokenizer(own, None, False)
         # Of a bridge booted elsewhere nobody knows what the model ran before, so the bridge's attention stays.
-        weights_hash, attention = origin[:2] if origin else (hash_weights(model.original_model), None)
-        return LoadedModel(model.eval(), tokenizer, name, weights_hash, attention)
+        attention = origin.attention if origin else None
+        return LoadedModel(model.eval(), tokenizer, name, _hash_of(model.original_model), attention)
     if not hasattr(model, "named_parameters") or not hasattr(model, "config"):
         raise ModelError(
             f"cannot use {type(model).__name__} as a model; give a hub id, a folder, a .gguf file, a loaded "
@@ -212,10 +212,9 @@ def _wrap(hf_model: Any, tokenizer: Any, name: str) -> LoadedModel:
     if not hf_model.config.architectures:
         # The bridge chooses its adapter by this name; a model made from a config does not carry it.
         hf_model.config.architectures = [type(hf_model).__name__]
-    # A bridge renames and splits modules, so a model that was wrapped before keeps the hash it had then.
+    weights_hash = _hash_of(hf_model)
     origin = getattr(hf_model, _ORIGIN, None)
-    weights_hash, attention = origin[:2] if origin else (hash_weights(hf_model), hf_model.config._attn_implementation)
-    setattr(hf_model, _ORIGIN, (weights_hash, attention, tokenizer))
+    attention = origin.attention if origin else hf_model.config._attn_implementation
     # The bridge reloads its tokenizer by name, which one made in memory or since moved does not have.
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -232,11 +231,28 @@ def _wrap(hf_model: Any, tokenizer: Any, name: str) -> LoadedModel:
                 f"TransformerLens cannot wrap {type(hf_model).__name__} ({name}): {_first_line(error)[:200]}"
             ) from error
     bridge.eval()
+    setattr(hf_model, _ORIGIN, _Origin(weights_hash, hash_weights(hf_model), attention, tokenizer))
     return LoadedModel(bridge, tokenizer, name, weights_hash, attention)
 
 
-# Where a wrapped model keeps its hash and attention implementation from before, and its tokenizer.
+@dataclass(frozen=True)
+class _Origin:
+    """What a model was before a bridge renamed and split its modules: kept on the model, under ``_ORIGIN``."""
+
+    weights_hash: str
+    bridged_hash: str
+    attention: str | None
+    tokenizer: Any
+
+
 _ORIGIN = "_probes_origin"
+
+
+def _hash_of(hf_model: Any) -> str:
+    """Hash of a model's weights; of one that was wrapped and not changed since, the hash from before."""
+    found = hash_weights(hf_model)
+    origin = getattr(hf_model, _ORIGIN, None)
+    return str(origin.weights_hash) if origin is not None and found == origin.bridged_hash else found
 
 
 def hash_weights(hf_model: Any) -> str:

@@ -115,17 +115,17 @@ def test_residuals_and_final_logits_equal_plain_transformers(booted, architectur
     assert relative(result.residual[:, 1:], shifted[:, 1:]) > 100 * RESIDUAL_TOLERANCE
 
 
-def test_norm_lens_equals_transformer_lens_at_every_layer(booted, architecture, readout):
-    bridge = booted(architecture).bridge
+@pytest.mark.parametrize("layout", ["one-by-one", "right", "left"])
+def test_norm_lens_equals_transformer_lens_at_every_layer(booted, architecture, readout, layout):
     prompts = tiny.prompts(n=3)
-    ours, theirs = [], []
+    options = {"one_by_one": True} if layout == "one-by-one" else {"side": layout}
+    ours = readout.token_logits(run(booted(architecture), readout, prompts, **options).residual, "norm")
+    theirs = []
     for prompt in prompts:
-        result = run(booted(architecture), readout, [prompt], native=False)
-        ours.append(readout.token_logits(result.residual, "norm")[0])
-        lens = logit_lens(bridge, torch.tensor([prompt]), vocab=TOKENS.token_ids.tolist())
-        theirs.append(lens.values[:, 0].detach().numpy().reshape(4, 5))
-    assert logits_agree(np.array(ours), np.array(theirs))
-    assert not logits_agree(np.array(ours)[:, :-1], np.array(theirs)[:, 1:])
+        lens = logit_lens(booted(architecture).bridge, torch.tensor([prompt]), vocab=TOKENS.token_ids.tolist())
+        theirs.append(lens.values.detach().numpy().reshape(4, 5))
+    assert logits_agree(ours, np.array(theirs))
+    assert not logits_agree(ours[:, :-1], np.array(theirs)[:, 1:])
 
 
 def test_a_skipped_term_of_the_readout_is_caught(booted, architecture, readout):

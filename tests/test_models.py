@@ -188,6 +188,15 @@ def test_wrapping_a_model_twice_changes_nothing():
     assert bridged.tokenizer("x y")["input_ids"] == tiny.tokenizer()("x y")["input_ids"], "no BOS of the bridge's"
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_model_trained_after_it_was_wrapped_is_another_model(architecture):
+    model = tiny.hf_model(architecture)
+    before = load_model(model, tokenizer=tiny.tokenizer())
+    next(model.parameters()).data += 1.0
+    assert load_model(model, tokenizer=tiny.tokenizer()).weights_hash != before.weights_hash
+    assert load_model(before.bridge).weights_hash != before.weights_hash
+
+
 def test_saved_buffers_are_weights():
     model = tiny.hf_model()
     before = hash_weights(model)

@@ -34,7 +34,7 @@ def test_the_first_screen_shows_exactly_the_two_commands():
 
 
 @pytest.mark.parametrize("language", ["python", "bash"])
-def test_examples_are_ten_lines_or_fewer_without_the_config(language):
+def test_examples_are_ten_lines_or_fewer(language):
     example = blocks(language)[-1].strip().splitlines()
     assert len(example) <= 10
 

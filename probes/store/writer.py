@@ -178,6 +178,8 @@ class RunWriter:
                     f"{self.folder} holds an unfinished run that differs in {', '.join(differ)}; resume it with the "
                     "settings it was started with, or start again with overwrite=True (--overwrite)"
                 )
+        # Without a manifest a folder is no run, so what is half replaced after a crash is started afresh.
+        manifest_path.unlink(missing_ok=True)
         for shard in self.folder.glob("shard-*.h5"):
             shard.unlink()
         self._write_header()
