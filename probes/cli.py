@@ -178,7 +178,7 @@ def capture(
         _show_preview(preview(judge, records, **options), as_json)
         return
     with run_capture(judge, records, out, overwrite=overwrite, **options) as run:
-        counts = {"path": str(run.path), "items": len(run.status), "captured": int((run.status == 0).sum())}
+        counts = {"path": str(run.path), "items": len(run.item_status), "captured": int((run.item_status == 0).sum())}
     if as_json:
         typer.echo(json.dumps(counts))
     else:

@@ -359,7 +359,7 @@ def test_a_readout_that_misses_the_models_logits_is_refused(booted, tmp_path, mo
 def test_low_mass_on_the_scale_is_warned_about(booted, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         run = probes.capture(make_judge(booted), tiny.word_items(), tmp_path / "run.h5")
-    assert run.scale_mass.mean() < 0.2
+    assert run.final_mass.mean() < 0.2
     assert "the judge does not answer in the scale" in caplog.text
 
 

@@ -147,7 +147,7 @@ def test_smollm2_equals_plain_transformers(smollm2, tmp_path):
             "float32", float(np.abs(wanted).max())
         )
     # Five examples put most of the probability on the digits.
-    assert run.scale_mass.mean() > 0.8
+    assert run.final_mass.mean() > 0.8
 
 
 def test_the_embedded_model_can_be_fetched_into_the_cache(tmp_path, monkeypatch):

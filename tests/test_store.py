@@ -11,8 +11,8 @@ import torch
 
 import probes
 from probes.errors import RunFileError
-from probes.store.consolidate import ShardReader
 from probes.store.format import bfloat16_bits, from_bfloat16_bits, safe_open, to_text
+from probes.store.shards import ShardReader
 from tests import tiny
 from tests.test_capture import make_judge
 
@@ -65,7 +65,9 @@ def test_the_layout_is_the_documented_one(run_path):
     assert shapes["capture/residual"] == ((n, 4, 48), "f")
     assert shapes["capture/score_logits/norm"] == ((n, 4, 5), "f")
     assert shapes["items/human"] == ((n, 2), "f")
-    assert shapes["items/token_ids/offsets"] == ((n + 1,), "i")
+    assert shapes["prompts/token_ids/offsets"] == ((n + 1,), "i")
+    assert {shapes[f"readings/{name}"] for name in ("item", "sample", "prompt", "position")} == {((n,), "i")}
+    assert shapes["readings/swapped"] == ((n,), "u")
     assert shapes["readings/status"] == ((n,), "u")
     assert shapes["items/id"] == ((n,), "S")
 
@@ -189,8 +191,7 @@ def test_what_a_run_never_holds_is_refused(tmp_path, run_path, plant, message):
         safe_open(foreign)
 
 
-def test_shards_are_read_in_any_order_with_few_files_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("probes.store.consolidate._OPEN_SHARDS", 2)
+def test_shards_are_read_in_any_order(tmp_path):
     paths = []
     for number in range(5):
         paths.append(tmp_path / f"{number}.h5")
@@ -201,4 +202,3 @@ def test_shards_are_read_in_any_order_with_few_files_open(tmp_path, monkeypatch)
     rows = np.array([7, 0, 11, 4, 7])
     np.testing.assert_array_equal(reader.read("x", rows)[:, 0], [7, 0, np.nan, 4, 7])
     np.testing.assert_array_equal(reader.read("x", rows, (1,)), [1, 0, np.nan, 0, 1])
-    reader.close()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import importlib.metadata
-import json
 import logging
 import platform
 import warnings
@@ -25,6 +23,7 @@ from probes.progress import progress
 from probes.store.format import FORMAT, FORMAT_VERSION, Header, Status
 from probes.store.run import Run, open_run
 from probes.store.writer import RunWriter, ShardData
+from probes.token_table import TokenTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,7 +142,7 @@ def _existing(path: Path, header: Header) -> Run:
         "the judge": (run.judge_hash, header.attrs["judge_hash"]),
         "the items or their human scores": (
             (run.item_hashes, run.items.digest(), run.items.raters),
-            (tuple(header.item_hashes), header.items.digest(), header.items.raters),
+            (header.item_hashes, header.items.digest(), header.items.raters),
         ),
         "the lenses": (tuple(run.attr("lenses")), tuple(header.lenses)),
         "the residuals": (run.attr("residual_dtype"), header.residual_dtype or "none"),
@@ -228,10 +227,6 @@ def _header(
 ) -> Header:
     status = np.full(len(items), Status.NOT_CAPTURED, dtype=np.uint8)
     status[list(job.plan.too_long)] = Status.TOO_LONG
-    hashes = [
-        hashlib.sha256(json.dumps([item.id, list(prompt.token_ids)]).encode()).hexdigest()
-        for item, prompt in zip(items, job.prompts, strict=True)
-    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of no raters is NaN, as wanted
         mean = np.nanmean(items.human, axis=1, dtype=np.float64) if items.n_raters else np.full(len(items), np.nan)
@@ -267,8 +262,7 @@ def _header(
     stored = None if not residuals else "bfloat16" if judge.dtype == "bfloat16" else "float32"
     return Header(
         items=items,
-        token_ids=[prompt.token_ids for prompt in job.prompts],
-        item_hashes=hashes,
+        token_ids=TokenTable.from_lists(prompt.token_ids for prompt in job.prompts),
         human_value=judge.scale.to_value(mean),
         readout=judge.readout,
         layers=judge.layers,
@@ -328,7 +322,7 @@ def _shard_data(
         status=np.where(finite, Status.OK, Status.NON_FINITE).astype(np.uint8),
         residual=result.residual if residuals else None,
         score_logits=logits,
-        scale_mass=result.scale_mass,
+        final_mass=result.scale_mass,
         deviation=deviation,
     )
 
@@ -342,7 +336,7 @@ def _report(run: Run) -> None:
     captured = run.status == Status.OK
     if not captured.any():
         return
-    mass = float(np.mean(run.scale_mass[captured]))
+    mass = float(np.mean(run.final_mass[captured]))
     logger.info("the scale holds %.2f of the vocabulary's probability at the last layer", mass)
     if mass < LOW_MASS:
         logger.warning(

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import h5py
 import numpy as np
-from jaxtyping import Float, Shaped, UInt16
+from jaxtyping import Float, Int, Shaped, UInt16
 
 from probes.errors import RunFileError
 from probes.items import Item, Items
 from probes.lens import READOUT_ORDER, Readout
+from probes.store.readings import Readings
+from probes.store.readings import Status as Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
+
+    from probes.token_table import TokenTable
 
 
 FORMAT: Final = "probes-run"
@@ -30,15 +34,25 @@ CHUNK_BYTES: Final = 1 << 20
 TEXT_COLUMNS: Final = ("id", "criterion", "group", "system", "split")
 
 
-class Status(enum.IntEnum):
-    """Why a reading has numbers or not; rows of every status but ``OK`` are NaN."""
+@dataclass(frozen=True)
+class Extra:
+    """A reading that is taken only if asked for.
 
-    OK = 0
-    NO_SCORE = 1
-    TOO_LONG = 2
-    NON_FINITE = 3
-    NOT_CAPTURED = 4
-    ERROR = 5
+    Attributes:
+        layer_axis: Which axis of ``[reading, ...]`` counts the layers.
+        option: Argument of ``capture`` that asks for it.
+    """
+
+    layer_axis: int
+    option: str
+
+
+EXTRAS: Final = {
+    "scale_mass": Extra(1, "mass=True"),
+    "entropy": Extra(1, "entropy=True"),
+    "last_positions": Extra(2, "last_positions=4"),
+    "response_mean": Extra(1, "response_mean=True"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,20 +61,28 @@ class Header:
 
     Attributes:
         items: The items with their human scores.
-        token_ids: Prompt tokens of every item.
-        item_hashes: SHA-256 of id and prompt tokens, one an item.
+        token_ids: The prompts: one an item, or for pairs the one in the given and the one in the swapped order, in
+            order of items. Samples share their prompt.
         human_value: Mean human score mapped onto label values ``[item]``; NaN where there is none.
         readout: Final norm and output rows.
         layers: Names along the layer axis.
         lenses: Lenses whose score logits are stored.
         residual_dtype: ``float32``, ``bfloat16``, or None when residuals are not stored.
         status: What is known of each reading beforehand ``[reading]``: ``NOT_CAPTURED`` or ``TOO_LONG``.
-        attrs: Root attributes; dictionaries and lists are stored as JSON.
+        attrs: Root attributes; dictionaries and lists are stored as JSON. A pairwise run needs ``pairwise`` (true)
+            and ``first_label``, the label which says that the response shown first is better.
+        reading_item: Item of each reading ``[reading]``; one reading an item unless given.
+        reading_sample: Sample number of each reading ``[reading]``; 0 unless given.
+        reading_swapped: Whether the two responses of a pair are shown in swapped order ``[reading]``; False unless
+            given.
+        extras: Names of the optional readings that are stored, of ``EXTRAS``.
+
+    Raises:
+        ValueError: The parts do not fit together.
     """
 
     items: Items
-    token_ids: Sequence[Sequence[int]]
-    item_hashes: Sequence[str]
+    token_ids: TokenTable
     human_value: Float[np.ndarray, " item"]
     readout: Readout
     layers: Sequence[str]
@@ -68,22 +90,80 @@ class Header:
     residual_dtype: str | None
     status: Shaped[np.ndarray, " reading"]
     attrs: dict[str, Any]
+    reading_item: Int[np.ndarray, " reading"] | None = None
+    reading_sample: Int[np.ndarray, " reading"] | None = None
+    reading_swapped: Shaped[np.ndarray, " reading"] | None = None
+    extras: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.extras if name not in EXTRAS]:
+            raise ValueError(f"unknown extra {unknown[0]!r}: choose among {', '.join(EXTRAS)}")
+        n_prompts = len(self._prompts[0])
+        if len(self.token_ids) != n_prompts:
+            raise ValueError(f"{len(self.token_ids)} prompts, but the readings name {n_prompts}: pass one for each")
+
+    @cached_property
+    def readings(self) -> Readings:
+        """What every reading is of."""
+        n = len(self.status)
+
+        def column(given: np.ndarray | None, default: np.ndarray, dtype: type) -> np.ndarray:
+            return (default if given is None else given).astype(dtype)
+
+        return Readings(
+            item=column(self.reading_item, np.arange(n), np.int32),
+            sample=column(self.reading_sample, np.zeros(n), np.int32),
+            swapped=column(self.reading_swapped, np.zeros(n), np.bool_),
+            status=self.status.astype(np.uint8),
+            n_items=len(self.items),
+        )
+
+    @cached_property
+    def _prompts(self) -> tuple[np.ndarray, np.ndarray]:
+        """For every prompt twice its item, plus one if swapped; and the prompt of every reading."""
+        prompts, of = np.unique(2 * self.readings.item + self.readings.swapped, return_inverse=True)
+        return prompts, of.astype(np.int32)
+
+    @property
+    def reading_prompt(self) -> Int[np.ndarray, " reading"]:
+        """Prompt of each reading, as a position in ``token_ids``."""
+        return self._prompts[1]
+
+    @cached_property
+    def item_hashes(self) -> tuple[str, ...]:
+        """SHA-256 of id and prompt tokens, one an item."""
+        bounds = np.searchsorted(self._prompts[0], 2 * np.arange(len(self.items) + 1))
+        lengths, starts = self.token_ids.lengths, self.token_ids.offsets[bounds]
+        hashes = []
+        for number, item in enumerate(self.items):
+            # The lengths tell where one prompt ends and the next begins.
+            counts = lengths[bounds[number] : bounds[number + 1]].tolist()
+            sha = hashlib.sha256(json.dumps([item.id, counts]).encode())
+            sha.update(raw_bytes(self.token_ids.values[starts[number] : starts[number + 1]]))
+            hashes.append(sha.hexdigest())
+        return tuple(hashes)
 
 
 def write_header(file: h5py.File, header: Header) -> None:
-    """Write root attributes, ``/items``, ``/readings`` without numbers, and ``/readout``."""
+    """Write root attributes, ``/items``, ``/prompts``, ``/readings`` without numbers, and ``/readout``."""
     for name, value in header.attrs.items():
         file.attrs[name] = json.dumps(value, sort_keys=True) if isinstance(value, (dict, list, tuple)) else value
+    file.attrs["pairwise"] = bool(header.attrs.get("pairwise", False))
     file.attrs["layers"] = json.dumps(list(header.layers))
     file.attrs["lenses"] = json.dumps(list(header.lenses))
+    file.attrs["extras"] = json.dumps(list(header.extras))
     file.attrs["residual_dtype"] = header.residual_dtype or "none"
     _write_items(file.create_group("items"), header)
-    n_readings = len(header.status)
+    prompts = file.create_group("prompts/token_ids")
+    write_array(prompts, "values", header.token_ids.values)
+    write_array(prompts, "offsets", header.token_ids.offsets)
     readings = file.create_group("readings")
-    write_array(readings, "item", np.arange(n_readings, dtype=np.int32))
-    write_array(readings, "sample", np.zeros(n_readings, dtype=np.int32))
-    write_array(readings, "position", np.array([len(ids) - 1 for ids in header.token_ids], dtype=np.int32))
-    write_array(readings, "status", header.status.astype(np.uint8))
+    write_array(readings, "item", header.readings.item)
+    write_array(readings, "sample", header.readings.sample)
+    write_array(readings, "swapped", header.readings.swapped.astype(np.uint8))
+    write_array(readings, "prompt", header.reading_prompt)
+    write_array(readings, "position", (header.token_ids.lengths[header.reading_prompt] - 1).astype(np.int32))
+    write_array(readings, "status", header.readings.status)
     _write_readout(file.create_group("readout"), header.readout)
 
 
@@ -96,10 +176,7 @@ def _write_items(group: h5py.Group, header: Header) -> None:
     group["human"].attrs["raters"] = items.raters
     write_array(group, "human_value", header.human_value.astype(np.float64))
     write_array(group, "items_hash", np.array(header.item_hashes, dtype="S64"))
-    write_array(group, "n_tokens", np.array([len(ids) for ids in header.token_ids], dtype=np.int32))
-    write_ragged(group, "token_ids", [np.array(ids, dtype=np.int32) for ids in header.token_ids])
-    records = [json.dumps(dict(item.fields), ensure_ascii=False, sort_keys=True).encode() for item in items]
-    write_ragged(group, "fields", [np.frombuffer(record, dtype=np.uint8) for record in records])
+    write_texts(group, "fields", [json.dumps(dict(i.fields), ensure_ascii=False, sort_keys=True) for i in items])
 
 
 def _write_readout(group: h5py.Group, readout: Readout) -> None:
@@ -150,19 +227,35 @@ def write_array(group: h5py.Group, name: str, array: np.ndarray) -> h5py.Dataset
     array = np.ascontiguousarray(array)
     options: dict[str, Any] = {"fletcher32": True, "chunks": True} if array.size else {}
     dataset = group.create_dataset(name, data=array, track_times=False, **options)
-    dataset.attrs["sha256"] = hashlib.sha256(array.tobytes()).hexdigest()
+    dataset.attrs["sha256"] = hashlib.sha256(raw_bytes(array)).hexdigest()
     return dataset
 
 
-def write_ragged(group: h5py.Group, name: str, rows: Sequence[np.ndarray]) -> None:
-    """Write rows of different lengths as flat ``values`` and ``offsets`` (one more than rows)."""
-    ragged = group.create_group(name)
-    write_array(ragged, "values", np.concatenate(rows))
-    write_array(ragged, "offsets", np.cumsum([0, *map(len, rows)], dtype=np.int64))
+def raw_bytes(array: np.ndarray) -> memoryview:
+    """The bytes of a C-ordered array, without a copy."""
+    return array.reshape(-1).view(np.uint8).data
+
+
+def joined(rows: Sequence[np.ndarray], dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of different lengths as flat ``values`` and ``offsets`` (one more than rows)."""
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    return np.concatenate([np.empty(0, dtype), *rows]).astype(dtype, copy=False), offsets
+
+
+def encoded(texts: Iterable[str]) -> list[np.ndarray]:
+    """UTF-8 bytes of texts."""
+    return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
+
+
+def write_texts(group: h5py.Group, name: str, texts: Iterable[str]) -> None:
+    """Write texts of any length as the flat bytes ``values`` and the ``offsets`` between them."""
+    values, offsets = joined(encoded(texts), np.uint8)
+    write_array(group, f"{name}/values", values)
+    write_array(group, f"{name}/offsets", offsets)
 
 
 def read_ragged(group: h5py.Group, name: str) -> list[np.ndarray]:
-    """Rows written by ``write_ragged``."""
+    """Rows that are stored as flat ``values`` and ``offsets``."""
     values, offsets = group[name]["values"][:], group[name]["offsets"][:]
     return [values[start:stop] for start, stop in pairwise(offsets)]
 
@@ -237,3 +330,14 @@ def _refuse_unsafe(group: h5py.Group, path: Path, depth: int = 0) -> None:
         for index in range(filters.get_nfilters()):
             if filters.get_filter(index)[0] not in _KNOWN_FILTERS:
                 raise RunFileError(f"{where} uses an unknown filter; do not trust this file")
+
+
+def check_format(file: h5py.File, path: Path) -> None:
+    """Refuse a file that is no run, or a run that only a later version reads."""
+    if file.attrs.get("format") != FORMAT:
+        raise RunFileError(f"{path} is an HDF5 file but not a run; give a file that `probes capture` wrote")
+    version = int(file.attrs["format_version"])
+    if version > FORMAT_VERSION:
+        raise RunFileError(
+            f"{path} has format version {version}, this package reads up to {FORMAT_VERSION}; upgrade probes"
+        )

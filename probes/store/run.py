@@ -13,23 +13,24 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from probes.errors import RunFileError
 from probes.lens import LENSES, Readout
 from probes.scale import Scale
-from probes.store.consolidate import ShardReader
 from probes.store.format import (
-    FORMAT,
-    FORMAT_VERSION,
-    Status,
+    EXTRAS,
+    check_format,
     from_bfloat16_bits,
     read_items,
     read_ragged,
     read_readout,
     safe_open,
 )
+from probes.store.readings import Readings, Status
+from probes.store.shards import ShardReader
 from probes.store.writer import partial_folder, shard_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import h5py
+    import pandas as pd
 
     from probes.items import Items
 
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 class Run:
     """One capture, read lazily from its file. Use ``open_run``.
 
-    Axes: ``item`` (or ``reading``; one reading an item in the direct condition), ``layer`` (``embed, 1 .. L``),
-    ``label``, ``d_model``, ``rater``.
+    Axes: ``item``, ``reading`` (one an item in the direct condition, one a sample where answers are sampled, two a
+    sample for pairs), ``layer`` (``embed, 1 .. L``), ``label``, ``d_model``, ``rater``.
     """
 
     def __init__(self, path: Path, file: h5py.File, shards: ShardReader | None = None) -> None:
@@ -49,8 +50,6 @@ class Run:
     def close(self) -> None:
         """Close the file; reading afterwards fails."""
         self._file.close()
-        if self._shards is not None:
-            self._shards.close()
 
     def __enter__(self) -> Run:
         return self
@@ -134,29 +133,75 @@ class Run:
         """Mean human score mapped onto label values; NaN where an item has none."""
         return np.asarray(self._file["items/human_value"][:])
 
-    @cached_property
-    def n_tokens(self) -> Int[np.ndarray, " item"]:
-        """Prompt length of every item."""
-        return np.asarray(self._file["items/n_tokens"][:])
-
     @property
     def item_hashes(self) -> tuple[str, ...]:
         """SHA-256 of id and prompt tokens of every item."""
         return tuple(text.decode() for text in self._file["items/items_hash"][:])
 
     @property
-    def token_ids(self) -> list[Int[np.ndarray, " position"]]:
-        """Prompt tokens of every item."""
-        return read_ragged(self._file["items"], "token_ids")
+    def pairwise(self) -> bool:
+        """Whether the items are pairs of responses, each judged in both orders."""
+        return bool(self.attr("pairwise"))
 
     @cached_property
+    def readings(self) -> Readings:
+        """Item, sample, order of responses and status of every reading."""
+        group = self._file["readings"]
+        return Readings(
+            item=group["item"][:],
+            sample=group["sample"][:],
+            swapped=group["swapped"][:].astype(bool),
+            status=self._merged("status"),
+            n_items=len(self._file["items/id"]),
+        )
+
+    @property
     def status(self) -> UInt8[np.ndarray, " reading"]:
         """Why a reading has numbers or not; see ``Status``."""
-        stored = np.asarray(self._file["readings/status"][:])
-        if self._shards is None:
-            return stored
-        captured = self._shards.read("status", np.arange(len(stored)))
-        return np.where(self._shards.shard >= 0, captured, stored).astype(np.uint8)
+        return self.readings.status
+
+    @property
+    def item_status(self) -> UInt8[np.ndarray, " item"]:
+        """``OK`` where an item has numbers, else the status of its first reading that failed.
+
+        An item has numbers if any of its samples was read; of a pair, in both orders.
+        """
+        return self.readings.item_status
+
+    @cached_property
+    def position(self) -> Int[np.ndarray, " reading"]:
+        """Position, in the prompt and what was generated after it, of the token whose state was read."""
+        return self._merged("position")
+
+    @property
+    def token_ids(self) -> list[Int[np.ndarray, " position"]]:
+        """Prompt tokens of every reading; readings of the same prompt share one array."""
+        prompts = read_ragged(self._file["prompts"], "token_ids")
+        return [prompts[number] for number in self._file["readings/prompt"][:]]
+
+    @cached_property
+    def n_tokens(self) -> Int[np.ndarray, " reading"]:
+        """Prompt length of every reading."""
+        lengths = np.diff(self._file["prompts/token_ids/offsets"][:])
+        return np.asarray(lengths[self._file["readings/prompt"][:]])
+
+    @property
+    def generated_ids(self) -> list[Int[np.ndarray, " token"]]:
+        """Generated token ids of every reading, empty where nothing was captured.
+
+        Raises:
+            RunFileError: Nothing was generated for this run.
+        """
+        return self._generation("token_ids")
+
+    @property
+    def generated_text(self) -> list[str]:
+        """Generated text of every reading, empty where nothing was captured.
+
+        Raises:
+            RunFileError: Nothing was generated for this run.
+        """
+        return [bytes(text).decode() for text in self._generation("text")]
 
     @property
     def judge_hash(self) -> str:
@@ -174,9 +219,14 @@ class Run:
         return str(self.attr("readout_hash"))
 
     @cached_property
-    def scale_mass(self) -> Float[np.ndarray, " reading"]:
+    def final_mass(self) -> Float[np.ndarray, " reading"]:
         """Share of the full vocabulary's probability on the scale at the last layer."""
-        return self._read("scale_mass", None)
+        return self._read("final_mass", None)
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Names of the optional readings that ``extra`` gives."""
+        return tuple(self.attr("extras"))
 
     def score_logits(
         self, lens: str = "norm", readings: Sequence[int] | np.ndarray | None = None
@@ -195,8 +245,33 @@ class Run:
         return self.readout.score_logits(self.residual(readings=readings), lens)
 
     def item_logits(self, lens: str = "norm") -> Float[np.ndarray, "item layer label"]:
-        """Score logits of every item: in the direct condition, those of its one reading."""
-        return self.score_logits(lens)
+        """Score logits of every item under a lens; NaN rows where ``item_status`` is not ``OK``.
+
+        In the direct condition those of its one reading; of sampled answers the mean over the samples that were
+        read; of a pair the mean over both orders, with the labels of the swapped one reversed, so that the log-odds
+        of the two responses are the mean of the log-odds of the two orders.
+
+        Raises:
+            RunFileError: As ``score_logits``.
+        """
+        return self.readings.item_logits(self.score_logits(lens))
+
+    def position_bias(self, lens: str = "norm") -> pd.DataFrame:
+        """How much a pairwise judge leans to the response that it is shown first, per layer.
+
+        Returns:
+            One row a layer: ``layer, n, bias, sd, flipped``. ``bias`` is in log-odds and positive where the judge
+            prefers the response shown first; ``flipped`` is the share of items whose preferred response changes
+            with the order. See ``Readings.position_bias``.
+
+        Raises:
+            RunFileError: The run is not pairwise, or as ``score_logits``.
+        """
+        if not self.pairwise:
+            raise RunFileError(f"{self.path} judges single responses; only a pairwise run has a position bias")
+        logits = self.score_logits(lens).astype(np.float64)
+        first = self.scale.labels.index(self.attr("first_label"))
+        return self.readings.position_bias(logits[..., first] - logits[..., -1 - first], self.layers)
 
     def residual(
         self, layer: str | int | None = None, readings: Sequence[int] | np.ndarray | None = None
@@ -212,30 +287,68 @@ class Run:
         """
         if self.attr("residual_dtype") == "none":
             raise RunFileError(f"{self.path} holds no residuals; capture again with residuals=True")
-        columns: tuple[Any, ...] = ()
-        if layer is not None:
-            if str(layer) not in self.layers:
-                raise RunFileError(f"{self.path} has no layer {layer!r}; its layers are embed, 1 .. {self.layers[-1]}")
-            columns = (self.layers.index(str(layer)),)
-        values = self._read("residual", readings, columns)
-        return from_bfloat16_bits(values) if values.dtype == np.uint16 else values
+        return self._read("residual", readings, self._layer(layer))
+
+    def extra(
+        self, name: str, readings: Sequence[int] | np.ndarray | None = None, layer: str | int | None = None
+    ) -> Float[np.ndarray, "reading ..."]:
+        """An optional reading, float32, NaN in rows without numbers.
+
+        Args:
+            name: ``scale_mass``, the share of the full vocabulary's probability on the scale ``[reading, layer]``;
+                ``entropy``, of the full vocabulary, in nats ``[reading, layer]``; ``last_positions``, residuals of
+                the last positions up to the one read, earliest first ``[reading, back, layer, d_model]``;
+                ``response_mean``, mean residual over the tokens of the response ``[reading, layer, d_model]``.
+            readings: Reading numbers or a boolean mask; all unless given.
+            layer: Name on the layer axis, which then drops out; all layers unless given.
+
+        Raises:
+            RunFileError: It was not captured, or there is no such reading or layer.
+        """
+        if name not in EXTRAS:
+            raise RunFileError(f"{self.path}: unknown extra reading {name!r}; there are {', '.join(EXTRAS)}")
+        if name not in self.extras:
+            raise RunFileError(f"{self.path} holds no {name}; capture again with {EXTRAS[name].option}")
+        return self._read(name, readings, self._layer(layer, EXTRAS[name].layer_axis))
+
+    def _layer(self, layer: str | int | None, axis: int = 1) -> tuple[Any, ...]:
+        """Index behind the reading axis that picks a layer."""
+        if layer is None:
+            return ()
+        if str(layer) not in self.layers:
+            raise RunFileError(f"{self.path} has no layer {layer!r}; its layers are embed, 1 .. {self.layers[-1]}")
+        return (*[slice(None)] * (axis - 1), self.layers.index(str(layer)))
 
     def _read(
         self, name: str, readings: Sequence[int] | np.ndarray | None, columns: tuple[Any, ...] = ()
     ) -> np.ndarray:
-        if readings is not None and np.asarray(readings).dtype == bool:
-            readings = np.flatnonzero(readings)
+        rows = None if readings is None else np.asarray(readings)
+        if rows is not None and rows.dtype == bool:
+            rows = np.flatnonzero(rows)
         if self._shards is not None:
-            rows = np.arange(len(self._shards.shard)) if readings is None else np.asarray(readings)
-            return self._shards.read(name, rows, columns)
-        if f"capture/{name}" not in self._file:
+            values = self._shards.read(name, np.arange(len(self.status)) if rows is None else rows, columns)
+        elif f"capture/{name}" not in self._file:
             raise RunFileError(f"{self.path} holds no numbers: none of its readings was captured")
-        dataset = self._file[f"capture/{name}"]
-        if readings is None:
-            return np.asarray(dataset[(slice(None), *columns)])
-        rows = np.asarray(readings)
-        wanted, inverse = np.unique(rows, return_inverse=True)
-        return np.asarray(dataset[(wanted, *columns)][inverse])
+        else:
+            dataset = self._file[f"capture/{name}"]
+            wanted, inverse = (slice(None), ...) if rows is None else np.unique(rows, return_inverse=True)
+            values = np.asarray(dataset[(wanted, *columns)][inverse])
+        return from_bfloat16_bits(values) if values.dtype == np.uint16 else values
+
+    def _merged(self, name: str) -> np.ndarray:
+        """A whole number for every reading, which shards may know better than the header."""
+        known = np.asarray(self._file[f"readings/{name}"][:])
+        return self._shards.merged(name, known) if self._shards is not None and name in self._shards else known
+
+    def _generation(self, name: str) -> list[np.ndarray]:
+        path = f"generation/{name}"
+        if self._shards is not None and f"{path}/values" in self._shards:
+            n_readings = len(self.status)
+            values = self._shards.read_ragged(path, 0, n_readings)
+            return np.split(values, np.cumsum(self._shards.lengths(path))[:-1])
+        if path not in self._file:
+            raise RunFileError(f"{self.path} holds nothing generated: its judge was read at the end of the prompt")
+        return read_ragged(self._file["generation"], name)
 
 
 def open_run(path: str | Path) -> Run:
@@ -254,7 +367,7 @@ def open_run(path: str | Path) -> Run:
         return _open_partial(path)
     file = safe_open(path)
     try:
-        _check_format(file, path)
+        check_format(file, path)
     except BaseException:
         file.close()
         raise
@@ -268,7 +381,7 @@ def _open_partial(folder: Path) -> Run:
     finished = sorted(int(number) for number in json.loads(manifest.read_text(encoding="utf-8"))["shards"])
     file = safe_open(folder / "header.h5")
     try:
-        _check_format(file, folder)
+        check_format(file, folder)
         if not finished:
             raise RunFileError(f"{folder} has no finished shard yet; wait for the first one, or resume the capture")
         shards = ShardReader([folder / shard_name(n) for n in finished], len(file["readings/status"]))
@@ -276,13 +389,3 @@ def _open_partial(folder: Path) -> Run:
         file.close()
         raise
     return Run(folder, file, shards)
-
-
-def _check_format(file: h5py.File, path: Path) -> None:
-    if file.attrs.get("format") != FORMAT:
-        raise RunFileError(f"{path} is an HDF5 file but not a run; give a file that `probes capture` wrote")
-    version = int(file.attrs["format_version"])
-    if version > FORMAT_VERSION:
-        raise RunFileError(
-            f"{path} has format version {version}, this package reads up to {FORMAT_VERSION}; upgrade probes"
-        )

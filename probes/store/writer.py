@@ -19,7 +19,7 @@ import logging
 import os
 import shutil
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import filelock
@@ -29,7 +29,8 @@ from jaxtyping import Float, Int, Shaped
 
 from probes.errors import RunFileError
 from probes.store.consolidate import consolidate
-from probes.store.format import FORMAT_VERSION, SHARD_FORMAT, Header, bfloat16_bits, write_array, write_header
+from probes.store.format import FORMAT_VERSION, SHARD_FORMAT, Header, bfloat16_bits, encoded, joined, write_header
+from probes.store.readings import Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,23 +42,33 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class ShardData:
-    """The numbers of some readings.
+    """The numbers of some readings. Rows of a status other than ``OK`` are stored as NaN, whatever they hold.
 
     Attributes:
-        rows: Reading numbers ``[row]``.
+        rows: Reading numbers ``[row]``, in any order.
         status: One ``Status`` a row.
         residual: States before the final norm ``[row, layer, d_model]``; None when not stored.
         score_logits: Per lens ``[row, layer, label]``.
-        scale_mass: Share of the full vocabulary's probability on the scale at the last layer ``[row]``.
+        final_mass: Share of the full vocabulary's probability on the scale at the last layer ``[row]``.
         deviation: Largest deviation of the ``norm`` lens at the last layer from the model's own logits.
+        extras: Optional readings by name, rows first: ``scale_mass`` and ``entropy`` (nats) ``[row, layer]``,
+            ``last_positions`` ``[row, back, layer, d_model]``, ``response_mean`` ``[row, layer, d_model]``.
+        position: Position in prompt and generation of the token whose state was read ``[row]``; the last of the
+            prompt unless given.
+        generated: Generated token ids, one array a row; None where nothing was generated.
+        texts: Generated text, one a row; None where nothing was generated.
     """
 
     rows: Int[np.ndarray, " row"]
     status: Shaped[np.ndarray, " row"]
     residual: Float[np.ndarray, "row layer d_model"] | None
     score_logits: Mapping[str, Float[np.ndarray, "row layer label"]]
-    scale_mass: Float[np.ndarray, " row"]
+    final_mass: Float[np.ndarray, " row"]
     deviation: float
+    extras: Mapping[str, Float[np.ndarray, "row ..."]] = field(default_factory=dict)
+    position: Int[np.ndarray, " row"] | None = None
+    generated: Sequence[Int[np.ndarray, " token"]] | None = None
+    texts: Sequence[str] | None = None
 
 
 class RunWriter:
@@ -124,24 +135,52 @@ class RunWriter:
         self._write_manifest()
 
     def write_shard(self, number: int, data: ShardData) -> None:
-        """Write one shard, close it, and only then name it."""
+        """Write one shard, close it, and only then name it. One thread at a time, which need not be the main one."""
         name = shard_name(number)
         temporary = self.folder / f"{name}.writing"
         with h5py.File(temporary, "w") as file:
             file.attrs["format"] = SHARD_FORMAT
             file.attrs["format_version"] = FORMAT_VERSION
-            write_array(file, "rows", data.rows.astype(np.int64))
-            write_array(file, "status", data.status.astype(np.uint8))
-            write_array(file, "scale_mass", data.scale_mass.astype(np.float32))
-            for lens in self._header.lenses:
-                write_array(file, f"score_logits/{lens}", data.score_logits[lens].astype(np.float32))
-            if self._header.residual_dtype is not None and data.residual is not None:
-                exact = self._header.residual_dtype == "float32"
-                write_array(file, "residual", data.residual if exact else bfloat16_bits(data.residual))
+            # No checksums in here: the digest of the whole file is in the manifest, and the run file gets its own.
+            for dataset, array in self._arrays(data).items():
+                file.create_dataset(dataset, data=array, track_times=False)
         _publish(temporary, self.folder / name)
         entry = {"rows": len(data.rows), "sha256": file_digest(self.folder / name), "deviation": data.deviation}
         self._manifest["shards"][str(number)] = entry
         self._write_manifest()
+
+    def _arrays(self, data: ShardData) -> dict[str, np.ndarray]:
+        """Datasets of a shard, rows in ascending order so that consolidating reads every shard in one direction."""
+        order, header = np.argsort(data.rows, kind="stable"), self._header
+        status = data.status[order].astype(np.uint8)
+        blank = status != Status.OK
+
+        def numbers(values: np.ndarray) -> np.ndarray:
+            picked = values[order].astype(np.float32, copy=False)
+            picked[blank] = np.nan
+            return picked
+
+        # Without residuals there is no type of theirs; that of the weights is the same.
+        bits = "bfloat16" in (header.residual_dtype, header.attrs.get("dtype"))
+        arrays: dict[str, np.ndarray] = {"rows": data.rows[order].astype(np.int64), "status": status}
+        if data.position is not None:
+            arrays["position"] = data.position[order].astype(np.int32)
+        if header.residual_dtype is not None and data.residual is not None:
+            arrays["residual"] = bfloat16_bits(numbers(data.residual)) if bits else numbers(data.residual)
+        for lens in header.lenses:
+            arrays[f"score_logits/{lens}"] = numbers(data.score_logits[lens])
+        arrays["final_mass"] = numbers(data.final_mass)
+        for name in header.extras:
+            values = numbers(data.extras[name])
+            arrays[name] = bfloat16_bits(values) if bits and name == "last_positions" else values
+        ragged: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        if data.generated is not None:
+            ragged["token_ids"] = joined([data.generated[row] for row in order], np.int32)
+        if data.texts is not None:
+            ragged["text"] = joined(encoded(data.texts[row] for row in order), np.uint8)
+        for name, (values, offsets) in ragged.items():
+            arrays[f"generation/{name}/values"], arrays[f"generation/{name}/offsets"] = values, offsets
+        return arrays
 
     def consolidate(self, attrs: Mapping[str, Any]) -> Path:
         """Merge the shards into the run file, named only when it is whole.
@@ -163,6 +202,7 @@ class RunWriter:
             "items_digest": _items_digest(self._header.item_hashes),
             "plan_digest": self._plan_digest,
             "lenses": list(self._header.lenses),
+            "extras": list(self._header.extras),
             "residual_dtype": self._header.residual_dtype or "none",
         }
         if header_path.is_file() and manifest_path.is_file():
@@ -198,6 +238,7 @@ class RunWriter:
             "items_digest": "the items or their prompts",
             "plan_digest": "the batching (batch tokens, prefix sharing or length limit)",
             "lenses": "the lenses",
+            "extras": "the extra readings",
             "residual_dtype": "the type of the residuals",
         }
         return [names[key] for key, value in expected.items() if self._manifest["run"].get(key) != value]

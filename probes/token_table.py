@@ -1,0 +1,46 @@
+"""Token ids of many prompts in two flat arrays, because Python lists take ten times the memory and the time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTable:
+    """Prompts of different lengths, one after the other.
+
+    Attributes:
+        values: Token ids of all prompts ``[token]``.
+        offsets: Where each prompt starts in ``values``, and the end of the last one ``[prompt + 1]``.
+    """
+
+    values: Int32[np.ndarray, " token"]
+    offsets: Int64[np.ndarray, " bound"]
+
+    @classmethod
+    def from_lists(cls, prompts: Iterable[Sequence[int]]) -> TokenTable:
+        """Copy prompts that are sequences of token ids."""
+        prompts = list(prompts)
+        offsets = np.cumsum([0, *map(len, prompts)], dtype=np.int64)
+        return cls(np.fromiter(chain.from_iterable(prompts), dtype=np.int32, count=int(offsets[-1])), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, prompt: int) -> Int32[np.ndarray, " position"]:
+        """Token ids of one prompt, as a view."""
+        number = range(len(self))[prompt]  # counts from the end and refuses what is out of range, as a list does
+        return self.values[self.offsets[number] : self.offsets[number + 1]]
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " prompt"]:
+        """Tokens of every prompt."""
+        return np.diff(self.offsets)
