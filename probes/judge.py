@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
+from probes.decoding import Condition, Decoding
 from probes.errors import ScoreTokenError
-from probes.prompts import Prompt, Template, load_template, render
+from probes.prompt_table import PromptTable, response_span, swapped
+from probes.prompts import Prompt, Template, load_template, render, render_all
 from probes.scale import Scale, parse_range
-from probes.score_tokens import ScoreTokens, find_score_tokens
+from probes.score_tokens import ScoreTokens, find_score_tokens, generated_tokens
+from probes.token_table import TokenTable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from probes.items import Item, Items
     from probes.lens import Readout
-
-Condition = Literal["direct"]
+    from probes.locate import ScoreRule
 
 # What a capture reads; part of the judge's hash because numbers of another mode must not be mixed in.
 CAPTURE_MODE: Final = "raw weights; blocks.0.hook_in and every blocks.i.hook_out at the score position"
@@ -39,7 +44,9 @@ class Judge:
         weights_hash: SHA-256 over the model's config and weights.
         revision: Hub revision, if one was asked for.
         attention: The model's own attention implementation, which captures run; None keeps the bridge's.
-        condition: ``direct`` reads at the end of the prompt.
+        condition: ``direct`` reads at the end of the prompt; ``generate`` and ``reasoning`` where a score was emitted.
+        decoding: How answers are decoded; None in the condition ``direct``.
+        quantization: How the weights are packed; None where they are not.
     """
 
     bridge: Any
@@ -51,6 +58,8 @@ class Judge:
     revision: str | None = None
     attention: str | None = None
     condition: Condition = "direct"
+    decoding: Decoding | None = None
+    quantization: str | None = None
     _tokens: ScoreTokens | None = field(default=None, repr=False)
 
     @classmethod
@@ -61,6 +70,12 @@ class Judge:
         template: str | Path | Template = "rubric",
         scale: str | Scale = "1..5",
         human_range: tuple[float, float] | str | None = None,
+        condition: Condition = "direct",
+        rule: str | ScoreRule | None = None,
+        max_new_tokens: int | None = None,
+        samples: int = 1,
+        temperature: float = 0.0,
+        seed: int = 0,
         tokenizer: Any = None,
         dtype: str = "auto",
         device: str | None = None,
@@ -76,6 +91,14 @@ class Judge:
             template: Name of a template that comes with the package, a YAML file, or a ``Template``.
             scale: A ``Scale``, or text such as ``1..5``, ``0..9``, ``A..E``, ``yes/no``.
             human_range: Range of the human scores, for example ``-4..4``; that of the scale unless given.
+            condition: ``direct`` reads at the end of the prompt. ``generate`` and ``reasoning`` decode an answer and
+                read where its score was emitted; they differ in ``rule`` and ``max_new_tokens`` only.
+            rule: Which generated label is the score: ``first`` (for ``generate``), ``anchor`` (for ``reasoning``),
+                ``last``, or ``anchor:REGEX``.
+            max_new_tokens: Tokens generated at most: 10 for ``generate``, 512 for ``reasoning``.
+            samples: Answers an item; more than one needs a temperature.
+            temperature: 0 takes the likeliest token each time.
+            seed: Seed of the samples.
             tokenizer: For a loaded model whose tokenizer cannot be found by name.
             dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
             device: For example ``cuda:0``.
@@ -92,6 +115,7 @@ class Judge:
 
         # Cheap checks come before minutes of loading.
         chosen = load_template(template)
+        decoding = Decoding.of(condition, rule, max_new_tokens, samples=samples, temperature=temperature, seed=seed)
         if isinstance(scale, str):
             labels = Scale.parse(scale, human_range)
         elif human_range is None:
@@ -117,6 +141,8 @@ class Judge:
             weights_hash=loaded.weights_hash,
             revision=revision,
             attention=loaded.attention,
+            condition=condition,
+            decoding=decoding,
         )
 
     @property
@@ -151,37 +177,85 @@ class Judge:
         """The prompt of one item, without the tokens with which every label starts."""
         return render(self.tokenizer, self.template, item, self.scale)
 
+    @property
+    def kernel(self) -> str:
+        """What computes the model's own attention in packed prompts: ``sdpa``, or ``eager`` where SDPA cannot."""
+        fast = "sdpa" if getattr(self.bridge.original_model, "_supports_sdpa", False) else "eager"
+        return fast if self.attention is None else "eager" if self.attention == "eager" else "sdpa"
+
     def prompts(self, items: Items | Sequence[Item]) -> list[Prompt]:
-        """Prompts of all items, ready to be read at their last token.
+        """Prompts of all items, ready to be read at their last token; see ``prompt_table``."""
+        return list(self._prompts(items))
+
+    def prompt_table(self, items: Items | Sequence[Item], *, spans: bool = False) -> PromptTable:
+        """Token ids of all prompts, in flat arrays: one prompt an item, or two where pairs are judged.
 
         Where every label starts with the same tokens, these are appended here. The score tokens are found
         behind the first prompt; every prompt that ends in other text is checked against them.
 
+        Args:
+            items: The items.
+            spans: Also find the tokens of each item's ``response``.
+
         Raises:
             TemplateError: The template does not fit an item.
             ScoreTokenError: The scale cannot be read behind a prompt.
+            ItemError: The response of an item is not in its prompt.
         """
-        rendered = [self.render(item) for item in items]
+        values, lengths, where = array("i"), array("q"), array("q")
+        first: Prompt | None = None
+        for prompt, (_, item) in zip(self._prompts(items), self._shown(items), strict=True):
+            first = first or prompt
+            values.extend(prompt.token_ids)
+            lengths.append(len(prompt.token_ids))
+            if spans:
+                where.extend(response_span(self.tokenizer, prompt, item))
+        assert first is not None  # there are no empty Items
+        pairs = self.template.pair is not None
+        n_prompts = len(lengths)
+        offsets = np.concatenate([[0], np.cumsum(np.frombuffer(lengths, dtype=np.int64))])
+        return PromptTable(
+            tokens=TokenTable(np.frombuffer(values, dtype=np.int32), offsets),
+            item=np.arange(n_prompts) // (2 if pairs else 1),
+            swapped=np.arange(n_prompts) % 2 == 1 if pairs else np.zeros(n_prompts, dtype=bool),
+            spans=np.frombuffer(where, dtype=np.int64).reshape(-1, 2) if spans else None,
+            first=first,
+        )
+
+    def _shown(self, items: Items | Sequence[Item]) -> Iterator[tuple[Item, Item]]:
+        """Items as their prompts show them, behind what they are: pairs once in each order."""
+        for item in items:
+            yield item, item
+            if self.template.pair is not None:
+                yield item, swapped(item, self.template.pair)
+
+    def _prompts(self, items: Items | Sequence[Item]) -> Iterator[Prompt]:
+        direct = self.condition == "direct"
+        tokens = None if direct else self._set_tokens(generated_tokens(self.tokenizer, self.scale))
         separator = self.template.answer_separator
-        tokens = find_score_tokens(self.tokenizer, rendered[0], self.scale, separator)
-        tails = {rendered[0].tail}
-        for item, prompt in zip(items, rendered, strict=True):
-            if prompt.tail not in tails:
+        tails: set[str] = set()
+        shown = (item for _, item in self._shown(items))
+        rendered = render_all(self.tokenizer, self.template, shown, self.scale)
+        for prompt, (item, _) in zip(rendered, self._shown(items), strict=True):
+            if direct and prompt.tail not in tails:
                 tails.add(prompt.tail)
-                other = find_score_tokens(self.tokenizer, prompt, self.scale, separator)
-                if other.to_dict() != tokens.to_dict():
+                found = find_score_tokens(self.tokenizer, prompt, self.scale, separator)
+                if tokens is None:
+                    tokens = self._set_tokens(found)
+                elif found.to_dict() != tokens.to_dict():
                     raise ScoreTokenError(
-                        f"behind item {item.id!r} the labels are other tokens ({other.spellings}) than behind the "
+                        f"behind item {item.id!r} the labels are other tokens ({found.spellings}) than behind the "
                         f"first item ({tokens.spellings}); end the template in fixed text"
                     )
+            lead = self.score_tokens.lead_ids
+            # The tokens are those of the separator where there is one; a space alone may decode to nothing.
+            text = (separator or self.tokenizer.decode(list(lead))) if lead else ""
+            yield replace(prompt, text=prompt.text + text, token_ids=prompt.token_ids + lead)
+
+    def _set_tokens(self, tokens: ScoreTokens) -> ScoreTokens:
         self._tokens = tokens
         self.__dict__.pop("readout", None)
-        lead = tokens.lead_ids
-        if not lead:
-            return rendered
-        # The tokens are those of the separator where there is one; a space alone may decode to nothing.
-        text = separator or self.tokenizer.decode(list(lead))
-        return [replace(p, text=p.text + text, token_ids=p.token_ids + lead) for p in rendered]
+        return tokens
 
     @property
     def score_tokens(self) -> ScoreTokens:
@@ -224,6 +298,7 @@ class Judge:
             "scale": self.scale.to_dict(),
             "score_tokens": self.score_tokens.to_dict(),
             "condition": self.condition,
+            "decoding": self.decoding.to_dict() if self.decoding else None,
             "dtype": self.dtype,
             "capture_mode": CAPTURE_MODE,
         }

@@ -7,14 +7,15 @@ What it renders goes through the model's own chat template exactly once.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import jinja2
 import yaml
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from probes.scale import Scale
 
 SystemTurn = Literal["none", "own", "merged"]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Template:
         prefill: Start of the assistant's answer, for example ``Score:``.
         separator: Text between the prefill and the label; a space after a prefill that does not end in
             white space, else nothing, unless given.
+        pair: Names of two fields that hold the responses of a pair; each item is then shown in both orders.
+        first_label: For pairs, the label which says that the response shown first is better.
         chat_options: Passed on to the model's chat template (``enable_thinking: false`` for Qwen3).
 
     Raises:
@@ -61,6 +65,8 @@ class Template:
     shots: tuple[Shot, ...] = ()
     prefill: str = ""
     separator: str | None = None
+    pair: tuple[str, str] | None = None
+    first_label: str = ""
     chat_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,16 +98,33 @@ class Template:
         messages = []
         if self.system:
             messages.append({"role": "system", "content": self._render("system", values, where).strip()})
-        for number, shot in enumerate(self.shots, start=1):
-            # A shot sees its own fields only: an item's context must never stand in for a missing one, and
-            # equal shots are what makes the prompts of a run share their beginning.
-            shot_values = {"criterion": item.criterion, "scale": scale, **shot.fields}
-            shot_where = f"few-shot example {number}"
-            answer = self._render("prefill", shot_values, shot_where) + self.answer_separator + shot.answer
-            messages.append({"role": "user", "content": self._render("user", shot_values, shot_where).strip()})
-            messages.append({"role": "assistant", "content": answer})
+        messages += self._shot_messages(item.criterion, scale)
         messages.append({"role": "user", "content": self._render("user", values, where).strip()})
-        return messages, self._render("prefill", values, where)
+        return messages, self.render_prefill(item, scale)
+
+    def render_prefill(self, item: Item, scale: Scale) -> str:
+        """The start of the answer to an item."""
+        values = {**item.fields, "criterion": item.criterion, "scale": scale}
+        return self._render("prefill", values, f"item {item.id!r}")
+
+    def _shot_messages(self, criterion: str, scale: Scale) -> list[dict[str, str]]:
+        """Turns of the few-shot examples, rendered once a criterion."""
+        if (criterion, scale) not in self._shot_cache:
+            messages = []
+            for number, shot in enumerate(self.shots, start=1):
+                # A shot sees its own fields only: an item's context must never stand in for a missing one, and
+                # equal shots are what makes the prompts of a run share their beginning.
+                values = {"criterion": criterion, "scale": scale, **shot.fields}
+                where = f"few-shot example {number}"
+                answer = self._render("prefill", values, where) + self.answer_separator + shot.answer
+                messages.append({"role": "user", "content": self._render("user", values, where).strip()})
+                messages.append({"role": "assistant", "content": answer})
+            self._shot_cache[criterion, scale] = messages
+        return self._shot_cache[criterion, scale]
+
+    @cached_property
+    def _shot_cache(self) -> dict[tuple[str, Scale], list[dict[str, str]]]:
+        return {}
 
     def _render(self, part: str, values: Mapping[str, Any], where: str) -> str:
         try:
@@ -126,6 +149,8 @@ class Template:
             "shots": [{"fields": dict(shot.fields), "answer": shot.answer} for shot in self.shots],
             "prefill": self.prefill,
             "separator": self.separator,
+            "pair": list(self.pair) if self.pair else None,
+            "first_label": self.first_label,
             "chat_options": dict(self.chat_options),
         }
 
@@ -139,7 +164,7 @@ class Template:
         if not isinstance(data, Mapping):
             raise TemplateError(f"template {name!r}: expected entries such as `user:`, got {type(data).__name__}")
         name = str(data.get("name", name))
-        known = {"name", "system", "user", "shots", "prefill", "separator", "chat_options"}
+        known = {"name", "system", "user", "shots", "prefill", "separator", "pair", "first_label", "chat_options"}
         if unknown := sorted(set(data) - known):
             raise TemplateError(
                 f"template {name!r} has unknown entries {', '.join(map(str, unknown))}; "
@@ -148,6 +173,17 @@ class Template:
         for part in ("system", "user", "prefill", "separator"):
             if not isinstance(data.get(part) or "", str):
                 raise TemplateError(f"template {name!r}: `{part}` must be text, got {data[part]!r}")
+        pair = data.get("pair")
+        if pair is not None and not (
+            isinstance(pair, (list, tuple)) and len(set(pair)) == 2 and all(isinstance(name, str) for name in pair)
+        ):
+            raise TemplateError(f"template {name!r}: `pair` must name two different fields, got {pair!r}")
+        first_label = str(data.get("first_label") or "")
+        if bool(pair) != bool(first_label):
+            raise TemplateError(
+                f"template {name!r}: `pair` (two fields) and `first_label` (the label which says that the response "
+                "shown first is better) go together; give both or neither"
+            )
         shots = []
         for number, shot in enumerate(data.get("shots") or [], start=1):
             if not isinstance(shot, Mapping) or set(shot) != {"fields", "answer"}:
@@ -171,6 +207,8 @@ class Template:
             shots=tuple(shots),
             prefill=data.get("prefill") or "",
             separator=data.get("separator"),
+            pair=tuple(pair) if pair else None,
+            first_label=first_label,
             chat_options=options,
         )
 
@@ -232,47 +270,56 @@ class Prompt:
 
 
 def render(tokenizer: Any, template: Template, item: Item, scale: Scale) -> Prompt:
-    """Render an item for a tokenizer.
+    """Render an item for a tokenizer; see ``render_all``."""
+    return next(render_all(tokenizer, template, [item], scale))
+
+
+def render_all(tokenizer: Any, template: Template, items: Iterable[Item], scale: Scale) -> Iterator[Prompt]:
+    """Render items for a tokenizer, one at a time into memory.
 
     Models that refuse a system turn (or drop it silently) get the system text in front of the first user
     turn. Models without a chat template get the turns as paragraphs, and the tokenizer's own special tokens.
 
     Raises:
-        TemplateError: The template does not fit the item, or the chat template refuses the messages.
+        TemplateError: The template does not fit an item, or the chat template refuses the messages.
     """
+    # The chat template writes BOS itself where the model wants one; a second one changes every state.
+    special_tokens = not getattr(tokenizer, "chat_template", None)
+    for batch in batched(items, _BATCH):
+        texts = [_text(tokenizer, template, item, scale) for item in batch]
+        encoded = encode_all(tokenizer, [text for text, _, _ in texts], special_tokens=special_tokens)
+        for (text, tail, system_turn), token_ids in zip(texts, encoded, strict=True):
+            yield Prompt(text, tuple(token_ids), tail or text[-_TAIL:], system_turn)
+
+
+def batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """Lists of so many items; the last one may be shorter."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _text(tokenizer: Any, template: Template, item: Item, scale: Scale) -> tuple[str, str, SystemTurn]:
+    """A prompt as text, what of it stands behind the item's own words, and where its system text went."""
     messages, prefill = template.messages(item, scale)
     has_system = messages[0]["role"] == "system"
+    system_turn: SystemTurn = "own" if has_system else "none"
     if not getattr(tokenizer, "chat_template", None):
         text = _plain_text(messages) + prefill
-        return _prompt(tokenizer, text, messages, "own" if has_system else "none", special_tokens=True)
-    system_turn: SystemTurn = "own" if has_system else "none"
-    chat, error = _apply_chat_template(tokenizer, messages, template)
-    if has_system and (chat is None or messages[0]["content"] not in chat):
-        chat, merged_error = _apply_chat_template(tokenizer, _merge_system(messages), template)
-        error = error or merged_error
-        system_turn = "merged"
-    if chat is None:
-        raise TemplateError(
-            f"the model's chat template refuses template {template.name!r} at item {item.id!r}: {error}"
-        )
-    text = chat + prefill
-    # The chat template writes BOS itself where the model wants one; a second one changes every state.
-    return _prompt(tokenizer, text, messages, system_turn, special_tokens=False)
-
-
-def _prompt(
-    tokenizer: Any,
-    text: str,
-    messages: Sequence[Mapping[str, str]],
-    system_turn: SystemTurn,
-    *,
-    special_tokens: bool,
-) -> Prompt:
+    else:
+        chat, error = _apply_chat_template(tokenizer, messages, template)
+        if has_system and (chat is None or messages[0]["content"] not in chat):
+            chat, merged_error = _apply_chat_template(tokenizer, _merge_system(messages), template)
+            error = error or merged_error
+            system_turn = "merged"
+        if chat is None:
+            raise TemplateError(
+                f"the model's chat template refuses template {template.name!r} at item {item.id!r}: {error}"
+            )
+        text = chat + prefill
     own_words = messages[-1]["content"]
     start = text.rfind(own_words)
-    tail = text[start + len(own_words) :] if start >= 0 else ""
-    token_ids = tuple(encode(tokenizer, text, special_tokens=special_tokens))
-    return Prompt(text, token_ids, tail or text[-_TAIL:], system_turn)
+    return text, text[start + len(own_words) :] if start >= 0 else "", system_turn
 
 
 _TODAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
@@ -281,15 +328,29 @@ _FIXED_DATE = datetime.date(2024, 7, 26)
 _TAIL = 24
 
 
+# Texts that are tokenised in one call: fast tokenizers spread them over the cores.
+_BATCH = 256
+
+
 def encode(tokenizer: Any, text: str, *, special_tokens: bool) -> list[int]:
-    """Token ids of a text; with ``special_tokens`` what the tokenizer puts in front, but nothing behind.
+    """Token ids of a text; see ``encode_all``."""
+    return encode_all(tokenizer, [text], special_tokens=special_tokens)[0]
+
+
+def encode_all(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool) -> list[list[int]]:
+    """Token ids of texts; with ``special_tokens`` what the tokenizer puts in front, but nothing behind.
 
     An end-of-sequence token that some tokenizers append would become the position that is read.
     """
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    options = {"verbose": False, "return_attention_mask": False}
+    plain: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, **options)["input_ids"]
     if not special_tokens:
-        return ids
-    full: list[int] = tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
+        return plain
+    full: list[list[int]] = tokenizer(list(texts), add_special_tokens=True, **options)["input_ids"]
+    return [_without_end(ids, whole) for ids, whole in zip(plain, full, strict=True)]
+
+
+def _without_end(ids: list[int], full: list[int]) -> list[int]:
     for start in range(len(full) - len(ids) + 1):
         if full[start : start + len(ids)] == ids:
             return full[: start + len(ids)]

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from probes.errors import ScoreTokenError
+from probes.locate import generated_spellings, running_text
 from probes.prompts import Prompt, encode
 
 if TYPE_CHECKING:
@@ -82,6 +83,37 @@ def find_score_tokens(tokenizer: Any, prompt: Prompt, scale: Scale, separator: s
         label_index=np.array([label for _, label in pairs], dtype=np.int64),
         spellings=tuple(text for found in spelled for text in found.values()),
         lead_ids=tuple(lead),
+    )
+
+
+def generated_tokens(tokenizer: Any, scale: Scale) -> ScoreTokens:
+    """The score tokens of a scale in generated text, where a label may follow a space or not.
+
+    Forms that not every label has (only some are a token with a leading space) are left out, since they would
+    favour some labels.
+
+    Raises:
+        ScoreTokenError: A label is not a single token in any form, or the labels share none.
+    """
+    found = generated_spellings(tokenizer, scale)
+    text = running_text(tokenizer)
+    forms: dict[tuple[bool, bool], dict[int, int]] = {}
+    for token, label in found.items():
+        spelled = text([token])
+        form = (spelled.startswith(" "), spelled.strip() == scale.labels[label])
+        forms.setdefault(form, {})[label] = token
+    whole = [tokens for tokens in forms.values() if len(tokens) == len(scale.labels)]
+    if not whole:
+        missing = [label for number, label in enumerate(scale.labels) if number not in found.values()]
+        raise ScoreTokenError(
+            f"no single token spells {', '.join(missing) or 'every label in one form'} in generated text; choose "
+            "labels that are one token each, for example 1..5 or A..E"
+        )
+    pairs = sorted((label, token) for tokens in whole for label, token in tokens.items())
+    return ScoreTokens(
+        token_ids=np.array([token for _, token in pairs], dtype=np.int64),
+        label_index=np.array([label for label, _ in pairs], dtype=np.int64),
+        spellings=tuple(text([token]) for _, token in pairs),
     )
 
 

@@ -14,7 +14,19 @@ import tests.typecheck  # noqa: F401 - the hook below looks it up by name
 
 # Modules that compute with arrays have every shape and type checked on every call. Those that read what users
 # write are left out: their own messages are what the tests are about.
-_CHECKED = ("aggregate", "align", "comparing", "comparison", "fitted", "lens", "protocol", "score_tokens", "study")
+_CHECKED = (
+    "aggregate",
+    "align",
+    "comparing",
+    "comparison",
+    "fitted",
+    "lens",
+    "locate",
+    "protocol",
+    "score_tokens",
+    "study",
+    "token_table",
+)
 _PACKAGES = ("capturing", "fitting", "store")
 jaxtyping.install_import_hook([f"probes.{name}" for name in (*_CHECKED, *_PACKAGES)], "tests.typecheck.checker")
 

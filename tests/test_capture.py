@@ -17,10 +17,10 @@ import torch
 
 import probes
 from probes.capturing import pipeline
-from probes.capturing.engine import Engine
-from probes.capturing.plan import make_plan
+from probes.capturing.engine import Engine, Pending
+from probes.capturing.job import Settings, make_header, prepare
 from probes.capturing.runner import Runner
-from probes.capturing.support import RESIDUAL_TOLERANCE, batching_refusal, prefix_sharing_refusal
+from probes.capturing.support import RESIDUAL_TOLERANCE
 from probes.errors import ItemError, ModelError, RunFileError, TemplateError
 from probes.store.format import Status
 from tests import tiny
@@ -75,9 +75,10 @@ def test_a_run_holds_plain_transformers_states(booted, architecture, tmp_path):
     np.testing.assert_array_equal(run.human, items.human)
     np.testing.assert_allclose(run.human_value, 3 + items.human.mean(1) / 2)
     assert run.attr("deviations")["final_logits"] < 1e-4
-    shares = architecture not in {"gemma2", "bloom"}
-    assert run.attr("deviations")["prefix_shared"] is shares
-    assert bool(run.attr("config")["prefix_note"]) is not shares
+    shares = architecture != "bloom"
+    assert run.attr("deviations")["layout"] == ("packed" if shares else "batched")
+    assert run.attr("config")["sharing_note"] == ("" if shares else "bloom uses ALiBi position biases")
+    assert (run.attr("config")["tokens_after"] < run.attr("config")["tokens_before"] / 2) is shares
 
 
 def test_results_do_not_depend_on_batching_or_prefix_sharing(booted, tmp_path):
@@ -93,7 +94,7 @@ def test_results_do_not_depend_on_batching_or_prefix_sharing(booted, tmp_path):
     for run in runs[1:]:
         assert relative(run.residual(), alone) <= RESIDUAL_TOLERANCE
         assert run.judge_hash == runs[0].judge_hash
-    assert runs[2].attr("deviations")["prefix_shared"]
+    assert [run.attr("deviations")["layout"] for run in runs] == ["batched", "batched", "packed", "packed"]
 
 
 def test_bfloat16_is_stored_bit_by_bit(booted, tmp_path):
@@ -109,7 +110,7 @@ def test_bfloat16_is_stored_bit_by_bit(booted, tmp_path):
     restored = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float().numpy()
     np.testing.assert_array_equal(run.residual(), restored)
     engine = Engine(judge.bridge, judge.readout)
-    direct = engine.run([run.token_ids[3].tolist()])
+    direct = engine.run_batched([run.token_ids[3]]).result()
     np.testing.assert_array_equal(run.residual(readings=[3]), direct.residual)
     # bfloat16 batches differ from one-by-one passes by a few roundings, and the run says by how much.
     batched = probes.capture(judge, tiny.word_items(), tmp_path / "batched.h5")
@@ -142,15 +143,15 @@ def test_a_run_of_too_long_prompts_only_is_still_a_run(booted, tmp_path):
 
 def test_non_finite_states_are_counted_not_hidden(booted, tmp_path, monkeypatch):
     judge, items = make_judge(booted), tiny.word_items()
-    original = Engine.run
+    original = Pending.result
 
-    def broken(self, prompts, cache=None):
-        result = original(self, prompts, cache)
+    def broken(self):
+        result = original(self)
         result.residual[-1, 1, 0] = np.inf
         return result
 
-    monkeypatch.setattr(Runner, "_choose", lambda self: {"attention": "native", "prefix_shared": True})
-    monkeypatch.setattr(Engine, "run", broken)
+    monkeypatch.setattr(Runner, "_choose", lambda self: {"attention": "native", "layout": "packed", "fallback": []})
+    monkeypatch.setattr(Pending, "result", broken)
     run = probes.capture(judge, items, tmp_path / "run.h5", batch_tokens=10_000)
     assert (run.status == Status.NON_FINITE).sum() == 1
     row = int(np.flatnonzero(run.status == Status.NON_FINITE)[0])
@@ -162,7 +163,7 @@ def test_a_finished_run_is_not_captured_again(booted, tmp_path, monkeypatch):
     judge, items, path = make_judge(booted), tiny.word_items(), tmp_path / "run.h5"
     probes.capture(judge, items, path).close()
     before = path.read_bytes()
-    monkeypatch.setattr(Engine, "run", lambda *args: pytest.fail("captured again"))
+    monkeypatch.setattr(Engine, "states", lambda *args: pytest.fail("captured again"))
     probes.capture(judge, items, path).close()
     assert path.read_bytes() == before
     with pytest.raises(RunFileError) as error:
@@ -183,16 +184,16 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(booted, tmp_path, monkeypa
     monkeypatch.setattr("probes.capturing.plan._SHARD_ROWS", 3)
     judge, items = make_judge(booted), tiny.word_items()
     whole = probes.capture(judge, items, tmp_path / "whole.h5", batch_tokens=60)
-    original, calls = Engine.run, [0]
+    original, calls = Engine.run_packed, [0]
 
-    def dies(self, prompts, cache=None):
+    def dies(self, prompts, *options):
         calls[0] += 1
         if calls[0] == 7:
             raise KeyboardInterrupt
-        return original(self, prompts, cache)
+        return original(self, prompts, *options)
 
     path = tmp_path / "run.h5"
-    monkeypatch.setattr(Engine, "run", dies)
+    monkeypatch.setattr(Engine, "run_packed", dies)
     with pytest.raises(KeyboardInterrupt):
         probes.capture(judge, items, path, batch_tokens=60)
     assert not path.exists()
@@ -203,7 +204,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(booted, tmp_path, monkeypa
         np.testing.assert_array_equal(partial.score_logits("norm")[done], whole.score_logits("norm")[done])
         assert np.isnan(partial.residual(layer="2")[~done]).all()
     rerun = []
-    monkeypatch.setattr(Engine, "run", lambda self, p, cache=None: rerun.extend(p) or original(self, p, cache))
+    monkeypatch.setattr(Engine, "run_packed", lambda self, p, *options: rerun.extend(p) or original(self, p, *options))
     resumed = probes.capture(judge, items, path, batch_tokens=60)
     assert datasets(path) == datasets(tmp_path / "whole.h5")
     assert resumed.is_complete
@@ -284,39 +285,35 @@ def test_an_unfinished_run_of_another_judge_is_refused(booted, tmp_path, monkeyp
         probes.capture(other, items, path)
     assert str(error.value) == (
         f"{path}.partial holds an unfinished run that differs in the judge (model, template, scale or dtype), the "
-        "items or their prompts, the batching (batch tokens, prefix sharing or length limit); resume it with the "
-        "settings it was started with, or start again with overwrite=True (--overwrite)"
+        "items or their prompts; resume it with the settings it was started with, or start again with overwrite=True "
+        "(--overwrite)"
     )
     assert probes.capture(other, items, path, overwrite=True).judge_hash == other.digest()
 
 
 def test_a_second_writer_is_refused_at_once(booted, tmp_path):
     judge, items, path = make_judge(booted), tiny.word_items(), tmp_path / "run.h5"
-    job = pipeline._prepare(judge, items, 4096, None, True)
-    header = pipeline._header(judge, items, job, ("norm",), True, {})
+    job = prepare(judge, items, Settings(("norm",)))
+    header = make_header(job)
     with pipeline.RunWriter.open(path, header, job.plan.digest()), pytest.raises(RunFileError) as error:
         probes.capture(judge, items, path)
     assert str(error.value) == f"another process is writing {path}; wait for it, or choose another output path"
 
 
 def test_sharing_that_changes_states_is_found_and_dropped(booted, tmp_path, caplog, monkeypatch):
-    """A cache that is silently wrong must not survive the first pass."""
-    original = Engine.prefix_cache
-
-    def wrong(self, prefix):
-        return original(self, [5, *prefix[1:]])
-
-    monkeypatch.setattr(Engine, "prefix_cache", wrong)
+    """A prompt that sees a sibling must not survive the first pass."""
+    monkeypatch.setattr("probes.capturing.trie.np.tri", lambda n, dtype: np.ones((n, n), dtype))
     judge, items = make_judge(booted), tiny.word_items()
     with caplog.at_level(logging.WARNING):
         run = probes.capture(judge, items, tmp_path / "run.h5")
-    assert "and a shared prefix, states differ from one-by-one capture" in caplog.text
-    assert run.attr("deviations")["prefix_shared"] is False
+    assert "with packed prompts and native attention, states differ from one-by-one capture" in caplog.text
+    assert run.attr("deviations")["layout"] == "batched"
+    assert "states differ" in run.attr("deviations")["fallback"][0]
     residual, _ = plain_transformers("llama", [ids.tolist() for ids in run.token_ids])
     assert relative(run.residual(), residual) <= RESIDUAL_TOLERANCE
 
 
-def test_a_wrong_fast_attention_is_found_and_dropped(booted, tmp_path, caplog):
+def test_a_wrong_fast_attention_is_found_and_dropped(booted, tmp_path, caplog, monkeypatch):
     """A kernel that computes something else must not survive the first pass."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -328,9 +325,10 @@ def test_a_wrong_fast_attention_is_found_and_dropped(booted, tmp_path, caplog):
     AttentionInterface.register("wrong", wrong)
     AttentionMaskInterface.register("wrong", sdpa_mask)
     judge = make_judge(booted, attention="wrong")
+    monkeypatch.setattr(Engine, "run_packed", lambda self, p, kernel, spans: self.run_batched(p, spans))
     with caplog.at_level(logging.WARNING):
         run = probes.capture(judge, tiny.word_items(), tmp_path / "run.h5")
-    assert "with native attention, states differ" in caplog.text
+    assert "with batched prompts and native attention, states differ" in caplog.text
     assert run.attr("deviations")["attention"] == "bridge"
     residual, _ = plain_transformers("llama", [ids.tolist() for ids in run.token_ids])
     assert relative(run.residual(), residual) <= RESIDUAL_TOLERANCE
@@ -341,7 +339,8 @@ def test_a_fast_attention_that_does_not_run_is_dropped(booted, tmp_path, caplog)
     judge = make_judge(booted, "gemma2", attention="sdpa")
     with caplog.at_level(logging.WARNING):
         run = probes.capture(judge, tiny.word_items(), tmp_path / "run.h5")
-    assert "native attention does not run here" in caplog.text
+    assert "packed prompts and native attention do not run: this model's attention has a soft-cap" in caplog.text
+    assert "batched prompts and native attention do not run" in caplog.text
     assert run.attr("deviations")["attention"] == "bridge"
     residual, _ = plain_transformers("gemma2", [ids.tolist() for ids in run.token_ids])
     assert relative(run.residual(), residual) <= RESIDUAL_TOLERANCE
@@ -420,50 +419,6 @@ def test_the_run_says_how_it_came_about(booted, tmp_path):
     assert repr(run) == ("Run(run.h5: tiny-llama, 20 of 20 readings captured, 4 layers, scale 1..5, lenses raw, norm)")
 
 
-def test_plan_is_a_pure_function_and_loses_nothing():
-    prompts = [list(range(20)) + [90 + k] * (k % 7 + 1) for k in range(50)] + [list(range(200))]
-    plan = make_plan(prompts, batch_tokens=40, max_tokens=100)
-    assert plan == make_plan(prompts, batch_tokens=40, max_tokens=100)
-    assert plan.prefix == tuple(range(20))
-    assert plan.too_long == (50,)
-    rows = [row for group in plan.passes for row in group]
-    assert sorted(rows) == list(range(50))
-    assert [number for shard in plan.shards for number in shard] == list(range(len(plan.passes)))
-    for group in plan.passes:
-        longest = max(len(prompts[row]) - 20 for row in group)
-        assert len(group) == 1 or longest * len(group) <= 40
-    assert plan.digest() != make_plan(prompts, batch_tokens=41, max_tokens=100).digest()
-
-
-def test_identical_prompts_keep_their_last_token_out_of_the_prefix():
-    plan = make_plan([list(range(30))] * 3, batch_tokens=100)
-    assert plan.prefix == tuple(range(29))
-
-
-@pytest.mark.parametrize(
-    ("architecture", "reason"),
-    [
-        ("llama", None),
-        ("gpt2", None),
-        ("qwen2", None),
-        ("mistral", "mistral has sliding-window layers"),
-        ("gemma2", "gemma2 has sliding-window layers"),
-        ("gemma3", "gemma3_text has sliding-window layers"),
-        ("bloom", "bloom uses ALiBi position biases"),
-    ],
-)
-def test_prefix_sharing_is_refused_where_it_would_be_wrong(architecture, reason):
-    assert prefix_sharing_refusal(tiny.hf_model(architecture).config) == reason
-
-
-def test_rope_that_depends_on_the_pass_is_never_batched():
-    config = tiny.hf_model("llama").config
-    assert batching_refusal(config) is None
-    config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-    assert batching_refusal(config) == "dynamic RoPE depends on the longest sequence of a pass"
-    assert prefix_sharing_refusal(config) == "dynamic RoPE depends on the longest sequence of a pass"
-
-
 def regrouped(items: probes.Items) -> probes.Items:
     """The same prompts with other human scores and groups; the means stay."""
     changed = [replace(item, group="g", human=(sum(item.human) / 2,) * 2) for item in items]
@@ -488,12 +443,6 @@ def test_an_unknown_lens_stops_before_anything_is_written(booted, tmp_path):
     with pytest.raises(probes.ProbesError, match="unknown lens 'nrom': choose one of raw, norm"):
         probes.capture(make_judge(booted), tiny.word_items(), tmp_path / "run.h5", lenses=["nrom"])
     assert not list(tmp_path.iterdir())
-
-
-def test_copies_of_a_long_prefix_are_bounded():
-    prompts = [[*range(1000), k, k] for k in range(400)]
-    plan = make_plan(prompts, batch_tokens=4096)
-    assert max(len(group) for group in plan.passes) * 1002 <= 6 * 4096
 
 
 def test_readings_may_be_a_mask(booted, tmp_path):

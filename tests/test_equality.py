@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformer_lens.tools.analysis import logit_lens
 
-from probes.capturing.engine import Engine, native_attention
+from probes.capturing.engine import Engine, joined, native_attention
 from probes.capturing.readout import extract_readout
 from probes.capturing.support import RESIDUAL_TOLERANCE, logit_tolerance
 from probes.score_tokens import ScoreTokens
@@ -83,16 +83,13 @@ def readout(booted, architecture) -> Readout:
     return extract_readout(booted(architecture).bridge, TOKENS)
 
 
-def run(loaded, readout, prompts, *, native=True, one_by_one=False, side="right", cache_of=None):
+def run(loaded, readout, prompts, *, native=True, one_by_one=False, side="right"):
     engine = Engine(loaded.bridge, readout, padding_side=side)
+    arrays = [np.array(prompt, dtype=np.int32) for prompt in prompts]
     with native_attention(loaded.bridge, loaded.attention if native else None):
-        cache = engine.prefix_cache(cache_of) if cache_of else None
         if not one_by_one:
-            return engine.run(prompts, cache)
-        single = [engine.run([prompt], cache) for prompt in prompts]
-    return type(single[0])(
-        *(np.concatenate([getattr(r, name) for r in single]) for name in ("residual", "token_logits", "scale_mass"))
-    )
+            return engine.run_batched(arrays).result()
+        return joined([engine.run_batched([prompt]).result() for prompt in arrays])
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["own-attention", "bridge-attention"])
@@ -107,7 +104,7 @@ def test_residuals_and_final_logits_equal_plain_transformers(booted, architectur
     assert logits_agree(result.token_logits, logits[:, TOKENS.token_ids])
     assert logits_agree(readout.token_logits(result.residual[:, -1], "norm"), logits[:, TOKENS.token_ids])
     wanted_mass = torch.softmax(torch.tensor(logits).double(), -1)[:, TOKENS.token_ids].sum(-1).numpy()
-    np.testing.assert_allclose(result.scale_mass, wanted_mass, rtol=2e-4)
+    np.testing.assert_allclose(result.final_mass, wanted_mass, rtol=2e-4)
 
     # The comparison can fail: by one layer, and at the wrong position.
     assert relative(result.residual[:, :-1], residual[:, 1:]) > 100 * RESIDUAL_TOLERANCE
@@ -158,14 +155,15 @@ def test_wrong_pad_side_is_caught(booted):
     prompts = tiny.prompts()
     residual, _ = plain_transformers("llama", prompts)
     engine = Engine(loaded.bridge, readout, padding_side="right")
-    pad = engine._pad
+    wanted = engine._wanted
 
-    def wrong(prompts):
-        tokens, mask, last = pad(prompts)
-        return tokens, mask, torch.full_like(last, tokens.shape[1] - 1)
+    def wrong(places, first, spans):
+        found = wanted(places, first, spans)
+        return replace(found, last=torch.full_like(found.last, max(map(len, prompts)) - 1))
 
-    engine._pad = wrong
-    assert relative(engine.run(prompts).residual, residual) > 100 * RESIDUAL_TOLERANCE
+    engine._wanted = wrong
+    arrays = [np.array(prompt, dtype=np.int32) for prompt in prompts]
+    assert relative(engine.run_batched(arrays).result().residual, residual) > 100 * RESIDUAL_TOLERANCE
 
 
 def test_raw_lens_is_the_output_matrix_and_nothing_else(booted, architecture, readout):

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import probes
-from probes.capturing.locate import (
+from probes.errors import ProbesError, ScoreTokenError
+from probes.locate import (
     DEFAULT_ANCHOR,
     Located,
     ScoreFinder,
@@ -16,7 +17,6 @@ from probes.capturing.locate import (
     locate,
     running_text,
 )
-from probes.errors import ProbesError, ScoreTokenError
 from probes.prompts import encode
 from tests import tiny
 

@@ -159,7 +159,7 @@ def test_templates_load_from_yaml(tmp_path):
         (
             "users: x",
             "template 'mine' has unknown entries users; "
-            "known: chat_options, name, prefill, separator, shots, system, user",
+            "known: chat_options, first_label, name, pair, prefill, separator, shots, system, user",
         ),
         ("user: [1]", "template 'mine': `user` must be text, got [1]"),
         ("- 1", "template 'mine': expected entries such as `user:`, got list"),

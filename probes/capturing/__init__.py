@@ -1,5 +1,6 @@
 """Capture: feed items to a judge and write one run file."""
 
-from probes.capturing.pipeline import Preview, capture, preview
+from probes.capturing.pipeline import capture
+from probes.capturing.preview import Preview, preview
 
 __all__ = ["Preview", "capture", "preview"]

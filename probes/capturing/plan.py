@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+from probes.capturing.trie import common_prefix, lexicographic
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-# A shared prefix shorter than this is not worth a cache.
-_MIN_PREFIX = 16
-# Cached and new tokens of a pass together may be so many times the tokens that it computes.
-_CACHE_FACTOR = 6
-# Rows and tokens that one shard holds at least, in whole passes: what a killed run can lose.
-_SHARD_ROWS = 256
+    import numpy as np
+    from jaxtyping import Int
+
+    from probes.token_table import TokenTable
+
+Prompts: TypeAlias = "Sequence[Int[np.ndarray, ' _']] | TokenTable"
+
+# Prompts of one pass at most: each brings a row of full-vocabulary logits.
+_PASS_ROWS = 512
+# Keys and values that are held while answers are generated, as so many times the tokens of a pass.
+_CACHE_FACTOR = 8
+# What one shard holds at least, in whole passes: what a killed run can lose. A shard starts afresh, so that
+# it comes out the same whether or not the one before it was computed by the same process.
+_SHARD_ROWS = 1024
 _SHARD_TOKENS = 50_000
 
 
@@ -24,109 +35,158 @@ class Plan:
     """How a capture is carried out.
 
     Attributes:
-        n_tokens: Length of every prompt ``[reading]``.
-        prefix: Token ids with which every prompt starts; computed once.
-        passes: Reading numbers of each forward pass, in order.
+        passes: Prompt numbers of each forward pass, in order.
         shards: Pass numbers of each shard, in order; a shard holds whole passes.
-        too_long: Reading numbers whose prompts exceed ``max_tokens``.
+        too_long: Prompt numbers whose prompts exceed ``max_tokens``.
         max_tokens: Longest prompt that is captured; None for no limit.
-        batch_tokens: Tokens in one pass, padding included.
+        batch_tokens: Tokens that one pass computes.
+        share: Shared prefixes are computed once.
+        tokens_before: Tokens that one-by-one capture would compute.
+        tokens_after: Tokens that this plan computes; without sharing, padding included.
     """
 
-    n_tokens: tuple[int, ...]
-    prefix: tuple[int, ...]
     passes: tuple[tuple[int, ...], ...]
     shards: tuple[tuple[int, ...], ...]
     too_long: tuple[int, ...]
     max_tokens: int | None
     batch_tokens: int
+    share: bool
+    tokens_before: int
+    tokens_after: int
 
-    @property
-    def tokens_before(self) -> int:
-        """Tokens that one-by-one capture would compute."""
-        return sum(self.n_tokens[row] for group in self.passes for row in group)
-
-    @property
-    def tokens_after(self) -> int:
-        """Tokens that this plan computes, padding included."""
-        own = sum(len(group) * (max(self.n_tokens[row] for row in group) - len(self.prefix)) for group in self.passes)
-        return own + len(self.prefix)
+    def rows(self, shard: int) -> list[int]:
+        """Prompt numbers of a shard, in the order in which it holds them."""
+        return [row for number in self.shards[shard] for row in self.passes[number]]
 
     def digest(self) -> str:
         """SHA-256 of the plan; a run resumes only under the plan that it was started with."""
-        parts = [self.batch_tokens, self.prefix, self.passes, self.shards, self.too_long]
+        parts = [self.batch_tokens, self.share, self.passes, self.shards, self.too_long]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def make_plan(
-    prompts: Sequence[Sequence[int]],
+    prompts: Prompts,
     *,
     batch_tokens: int,
     max_tokens: int | None = None,
-    share_prefix: bool = True,
+    share: bool = True,
+    shard_rows: int | None = None,
+    answer_tokens: int = 0,
+    answers: int = 1,
+    length_class: Callable[[int], int] = lambda _: 0,
 ) -> Plan:
-    """Arrange prompts into passes of similar length.
+    """Arrange prompts into passes.
+
+    With sharing, prompts follow each other as in their token trie, and a pass takes as many as bring
+    ``batch_tokens`` new tokens. Without, prompts of similar length share a pass, padding included.
 
     Args:
-        prompts: Token ids of every reading.
-        batch_tokens: Tokens in one pass, padding included; a longer prompt has a pass of its own.
+        prompts: Token ids of every prompt.
+        batch_tokens: Tokens that one pass computes; a prompt with more has a pass of its own.
         max_tokens: Longest prompt to capture; longer ones are listed as ``too_long``, never cut.
-        share_prefix: Compute the tokens with which all prompts start once.
+        share: Compute shared prefixes once.
+        shard_rows: Prompts after which a shard ends at the latest, if fewer than usual: what memory holds.
+        answer_tokens: Tokens that are generated behind each prompt at most.
+        answers: Answers that are generated behind each prompt.
+        length_class: Prompts of different classes never share a pass (position encodings that depend on length).
     """
-    n_tokens = tuple(map(len, prompts))
-    fitting = [row for row, n in enumerate(n_tokens) if max_tokens is None or n <= max_tokens]
-    too_long = tuple(row for row, n in enumerate(n_tokens) if max_tokens is not None and n > max_tokens)
-    prefix: tuple[int, ...] = ()
-    if share_prefix and len(fitting) > 1:
-        prefix = _common_start([tuple(prompts[row]) for row in fitting])
-    passes: list[tuple[int, ...]] = []
-    current: list[int] = []
-    # Longest first: a pass that does not fit into memory fails at the start, not after hours.
-    for row in sorted(fitting, key=lambda row: (-n_tokens[row], row)):
-        if current and len(current) >= rows_that_fit(n_tokens[current[0]], len(prefix), batch_tokens):
-            passes.append(tuple(current))
-            current = []
-        current.append(row)
-    if current:
-        passes.append(tuple(current))
-    return Plan(n_tokens, prefix, tuple(passes), _into_shards(passes, n_tokens), too_long, max_tokens, batch_tokens)
+    lengths = [len(prompts[row]) for row in range(len(prompts))]
+    fitting = [row for row, n in enumerate(lengths) if max_tokens is None or n <= max_tokens]
+    too_long = tuple(row for row, n in enumerate(lengths) if max_tokens is not None and n > max_tokens)
+    # Longest first without sharing: a pass that does not fit into memory fails at the start, not after hours.
+    order = lexicographic(prompts, fitting) if share else sorted(fitting, key=lambda row: (-lengths[row], row))
+    held = max(1, min(_SHARD_ROWS, shard_rows or _SHARD_ROWS) // answers)
+    builder = _Builder(prompts, batch_tokens, share, held, answer_tokens, answers)
+    for _, rows in itertools.groupby(
+        sorted(order, key=lambda row: length_class(lengths[row])), key=lambda row: length_class(lengths[row])
+    ):
+        for row in rows:
+            builder.add(row)
+        builder.close_shard()
+    return Plan(
+        passes=tuple(builder.passes),
+        shards=tuple(builder.shards),
+        too_long=too_long,
+        max_tokens=max_tokens,
+        batch_tokens=batch_tokens,
+        share=share,
+        tokens_before=sum(lengths[row] for row in fitting),
+        tokens_after=builder.computed,
+    )
 
 
-def rows_that_fit(longest: int, prefix: int, batch_tokens: int) -> int:
-    """How many prompts one pass takes.
+class _Builder:
+    """Fills passes and shards, prompt by prompt in the order in which they run."""
 
-    What is computed is bounded by ``batch_tokens``, and what is kept in memory by a few times that: every row of a
-    pass holds its own copy of the prefix's keys and values.
+    def __init__(
+        self,
+        prompts: Prompts,
+        batch_tokens: int,
+        share: bool,
+        shard_rows: int,
+        answer_tokens: int,
+        answers: int,
+    ) -> None:
+        self._prompts = prompts
+        self._batch_tokens = batch_tokens
+        self._share = share
+        self._shard_rows = shard_rows
+        self._answer_tokens = answer_tokens
+        self._answers = answers
+        self.passes: list[tuple[int, ...]] = []
+        self.shards: list[tuple[int, ...]] = []
+        self.computed = 0
+        self._pass: list[int] = []
+        self._shard: list[int] = []
+        self._pass_tokens = self._pass_cached = self._shard_tokens = self._shard_held = 0
 
-    Args:
-        longest: Tokens of the longest prompt of the pass.
-        prefix: Tokens of it that are in the cache.
-        batch_tokens: Tokens in one pass, padding included.
-    """
-    return max(1, min(batch_tokens // (longest - prefix), _CACHE_FACTOR * batch_tokens // longest))
+    def add(self, row: int) -> None:
+        """Put a prompt into the current pass, or into the next where it is full."""
+        if self._pass and self._is_full(row):
+            self._close_pass()
+            if self._shard_held >= self._shard_rows or self._shard_tokens >= _SHARD_TOKENS:
+                self.close_shard()
+        new = self._new_tokens(row)
+        self._pass.append(row)
+        self._pass_tokens += new
+        self._pass_cached += self._cached(row)
+        self._shard_tokens += new
+        self._shard_held += 1
+        self.computed += new
 
+    def close_shard(self) -> None:
+        """End the shard, so that the next prompt starts afresh."""
+        self._close_pass()
+        if self._shard:
+            self.shards.append(tuple(self._shard))
+        self._shard, self._shard_tokens, self._shard_held = [], 0, 0
 
-def _common_start(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Tokens with which all prompts start, if they are worth a cache."""
-    # Whatever the smallest and the largest share, all in between share as well.
-    first, last = min(prompts), max(prompts)
-    # Every prompt keeps at least its last token, which is the one that is read.
-    length = min(map(len, prompts)) - 1
-    shared = next((k for k in range(length) if first[k] != last[k]), length)
-    return first[:shared] if shared >= _MIN_PREFIX else ()
+    def _close_pass(self) -> None:
+        if self._pass:
+            self._shard.append(len(self.passes))
+            self.passes.append(tuple(self._pass))
+        self._pass, self._pass_tokens, self._pass_cached = [], 0, 0
 
+    def _is_full(self, row: int) -> bool:
+        return (
+            self._pass_tokens + self._new_tokens(row) > self._batch_tokens
+            or len(self._pass) >= min(max(1, _PASS_ROWS // self._answers), self._shard_rows)
+            or self._pass_cached + self._cached(row) > _CACHE_FACTOR * self._batch_tokens
+        )
 
-def _into_shards(passes: Sequence[Sequence[int]], n_tokens: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    shards: list[tuple[int, ...]] = []
-    current: list[int] = []
-    rows = tokens = 0
-    for number, group in enumerate(passes):
-        current.append(number)
-        rows += len(group)
-        tokens += sum(n_tokens[row] for row in group)
-        if rows >= _SHARD_ROWS or tokens >= _SHARD_TOKENS:
-            shards.append(tuple(current))
-            current, rows, tokens = [], 0, 0
-    if current:
-        shards.append(tuple(current))
-    return tuple(shards)
+    def _cached(self, row: int) -> int:
+        """Tokens whose keys and values are held while a prompt is answered: every answer has its own copy."""
+        return self._answers * (len(self._prompts[row]) + self._answer_tokens) if self._answer_tokens else 0
+
+    def _new_tokens(self, row: int) -> int:
+        """Tokens that a prompt makes the engine compute if it follows the prompts so far."""
+        length = len(self._prompts[row])
+        if not self._share:
+            # Ordered by length, so the first prompt of a pass is its longest, to which the others are padded.
+            return len(self._prompts[self._pass[0]]) if self._pass else length
+        before = self._pass[-1] if self._pass else self.passes[-1][-1] if self._shard else None
+        if before is None:
+            return length
+        shared = common_prefix(self._prompts[before], self._prompts[row])
+        # Where a new pass starts, at least the position that is read is computed in it.
+        return length - shared if self._pass else max(1, length - shared)

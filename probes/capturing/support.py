@@ -2,60 +2,125 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-
-from probes.capturing.engine import PassResult
+import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from probes.capturing.engine import PassResult
     from probes.lens import Readout
 
 # Position encodings under which a state depends on the tokens in front of it only, not on the pass's length.
 _LENGTH_FREE_ROPE: Final = {"default", "linear", "llama3", "yarn", "proportional"}
-# Models whose keys and values in a cache are all there is to their past.
-_STATEFUL: Final = ("mamba", "rwkv", "recurrent", "jamba", "hybrid", "zamba", "bamba", "lfm2", "linear_attn")
+# And those where it depends on the longest sequence of the pass.
+_LENGTH_BOUND_ROPE: Final = {"dynamic", "longrope"}
+# Kinds of layers whose keys and values are all there is to their past. A list of what is known to work, since a
+# kind that is not known may be silently wrong; what is on it is still checked on the first pass of every run.
+_PACKABLE: Final = {"full_attention", "sliding_attention"}
 
 
-def prefix_sharing_refusal(config: Any) -> str | None:
-    """Why a reused prefix would give other states in this architecture; None where it gives the same.
+def packing_refusal(bridge: Any) -> str | None:
+    """Why prompts cannot be packed into one sequence in this architecture; None where they can.
 
     Args:
-        config: The model's Hugging Face config.
+        bridge: The model's ``TransformerBridge``.
     """
-    config = getattr(config, "text_config", None) or config
-    kind = str(getattr(config, "model_type", ""))
-    layer_types = set(getattr(config, "layer_types", None) or [])
-    if any(word in kind for word in _STATEFUL) or any("linear" in t or "mamba" in t for t in layer_types):
-        return f"{kind} keeps a recurrent state"
+    config = text_config(bridge)
+    kind = str(getattr(config, "model_type", "the model"))
     if getattr(config, "alibi", False) or kind in {"bloom", "mpt"}:
         return f"{kind} uses ALiBi position biases"
-    sliding = layer_types & {"sliding_attention", "chunked_attention"}
-    if sliding or (not layer_types and getattr(config, "sliding_window", None)):
-        return f"{kind} has sliding-window layers"
+    for layer_type in getattr(config, "layer_types", None) or []:
+        if layer_type not in _PACKABLE:
+            return f"{kind} has layers of the type {layer_type}"
+    for module in bridge.original_model.modules():
+        code = vars(sys.modules[type(module).__module__])
+        if "Attention" in type(module).__name__ and code.get("__package__", "").startswith("transformers.models"):
+            if "ALL_ATTENTION_FUNCTIONS" not in code:
+                return f"{kind} does not let its attention be replaced"
+            break
+    else:
+        return f"{kind} has no attention that is known"
     for rope in _rope_types(config):
-        if rope not in _LENGTH_FREE_ROPE:
-            return f"{rope} RoPE depends on the longest sequence of a pass"
+        if rope not in _LENGTH_FREE_ROPE | _LENGTH_BOUND_ROPE:
+            return f"{kind} has {rope} position embeddings, which may depend on what else is in a pass"
     return None
 
 
-def batching_refusal(config: Any) -> str | None:
-    """Why prompts of different lengths must not share a pass in this architecture; None where they may."""
-    config = getattr(config, "text_config", None) or config
-    for rope in _rope_types(config):
-        if rope not in _LENGTH_FREE_ROPE:
-            return f"{rope} RoPE depends on the longest sequence of a pass"
-    return None
+def length_class(bridge: Any) -> Callable[[int], int]:
+    """Which lengths may share a pass: prompts of one class get the same position embeddings in any company.
+
+    ``longrope`` has one set of frequencies up to the original context and another beyond it; ``dynamic`` has
+    frequencies of its own for each length beyond. Both look at the longest sequence of the pass.
+    """
+    config = text_config(bridge)
+    limits: dict[str, int] = {}
+    for parameters in _rope_parameters(config):
+        if (kind := _rope_type(parameters)) in _LENGTH_BOUND_ROPE:
+            original = parameters.get("original_max_position_embeddings") or config.max_position_embeddings
+            limits[kind] = int(original)
+
+    def number(length: int) -> int:
+        if length > limits.get("dynamic", length):
+            return length
+        return int(length > limits.get("longrope", length))
+
+    return number
+
+
+def reset_positions(bridge: Any) -> None:
+    """Forget sequences that were longer: ``dynamic`` frequencies grow with the longest sequence ever seen."""
+    for module in bridge.original_model.modules():
+        original = getattr(module, "original_inv_freq", None)
+        if isinstance(original, torch.Tensor) and hasattr(module, "max_seq_len_cached"):
+            module.inv_freq = original.to(module.inv_freq.device)
+            module.max_seq_len_cached = module.original_max_seq_len
+
+
+def free_tokens(bridge: Any) -> int:
+    """Tokens that one pass may compute: what fits into half of the free memory of the smallest device.
+
+    On a CPU, where memory is swapped and not refused, a few thousand: more make the matrix products no faster.
+    """
+    devices = {parameter.device for parameter in bridge.original_model.parameters()}
+    if any(device.type != "cuda" for device in devices):
+        return _CPU_TOKENS
+    config = text_config(bridge)
+    d_ff = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    # What one block holds at once for a token, roughly: inputs, queries, keys, values, outputs, and the MLP's.
+    token_bytes = bridge.original_model.dtype.itemsize * (12 * config.hidden_size + 4 * d_ff)
+    free = min(torch.cuda.mem_get_info(device)[0] for device in devices)
+    # A power of two, so that a few megabytes more or less do not change the plan.
+    return 1 << int(np.clip(np.log2(max(1, free / 2 / token_bytes)), 11, 16))
+
+
+_CPU_TOKENS: Final = 4096
+
+
+def text_config(bridge: Any) -> Any:
+    """The Hugging Face config of the language model; multimodal models keep it one level down."""
+    config = bridge.original_model.config
+    return getattr(config, "text_config", None) or config
+
+
+def _rope_parameters(config: Any) -> list[dict[str, Any]]:
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if not isinstance(parameters, dict):
+        return []
+    # Models with several attention types keep one set of parameters a type.
+    return [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
+
+
+def _rope_type(parameters: dict[str, Any]) -> str:
+    return str(parameters.get("rope_type") or parameters.get("type") or "default")
 
 
 def _rope_types(config: Any) -> set[str]:
-    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if not isinstance(parameters, dict):
-        return set()
-    # Models with several attention types keep one set of parameters a type.
-    nested = [value for value in parameters.values() if isinstance(value, dict)]
-    return {str(p.get("rope_type") or p.get("type") or "default") for p in (nested or [parameters])}
+    return {_rope_type(parameters) for parameters in _rope_parameters(config)}
 
 
 @dataclass(frozen=True)
@@ -112,7 +177,7 @@ def deviation(ours: PassResult, reference: PassResult, readout: Readout) -> Devi
     finite = np.isfinite(ours.residual).all((1, 2)) & np.isfinite(reference.residual).all((1, 2))
     if not finite.any():
         return Deviation(0.0, 0.0, 0.0, 0.0)
-    ours, reference = (PassResult(r.residual[finite], r.token_logits, r.scale_mass) for r in (ours, reference))
+    ours, reference = (replace(r, residual=r.residual[finite]) for r in (ours, reference))
     difference = np.linalg.norm(ours.residual.astype(np.float64) - reference.residual, axis=-1)
     size = np.linalg.norm(reference.residual.astype(np.float64), axis=-1)
     norm = [readout.token_logits(result.residual, "norm") for result in (ours, reference)]

@@ -195,6 +195,13 @@ class ScoreFinder:
         rest = self._decode(self._partial) if self._partial else ""
         return self._scan(self._text + rest, finished=True).found
 
+    def may_be_score(self, step: int) -> bool:
+        """Whether a token generated so far is the score, or may still turn out to be."""
+        cursor, found, settled = self._progress
+        if found is not None and found.step == step:
+            return True
+        return not settled and (step + 1 >= len(self._starts) or self._starts[step + 1] > cursor)
+
     def _append(self, token: int) -> None:
         self._ids.append(token)
         self._starts.append(len(self._text))

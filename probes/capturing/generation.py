@@ -1,0 +1,239 @@
+"""Generated answers: decode until the score is certain, and read the states of the position that emitted it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+
+from probes.capturing.decoders import Decoder, PackedDecoder, PlainDecoder, Step
+from probes.capturing.engine import PassResult, joined
+from probes.capturing.runner import Runner, ShardResult, Way
+from probes.capturing.support import deviation, reset_positions
+from probes.locate import Located, ScoreFinder, running_text
+from probes.store.format import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from probes.capturing.job import Job
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Answer:
+    """An answer in the making.
+
+    Attributes:
+        prompt: Prompt number.
+        finder: Looks for the score.
+        random: Random numbers of this answer.
+        tokens: What was generated, without the token that ends it.
+        read: States, logits and mass at steps that may have emitted the score.
+        located: The score, once the answer is finished.
+    """
+
+    prompt: int
+    finder: ScoreFinder
+    random: np.random.Generator
+    tokens: list[int] = field(default_factory=list)
+    read: dict[int, PassResult] = field(default_factory=dict)
+    located: Located | None = None
+
+    def take(self, token: int, ends: set[int]) -> bool:
+        """Append a token; whether the answer goes on."""
+        if token in ends:
+            return False
+        self.tokens.append(token)
+        return not self.finder.feed(token)
+
+    def forget_ruled_out(self) -> None:
+        """Drop what was read at steps that cannot be the score any more."""
+        self.read = {step: result for step, result in self.read.items() if self.finder.may_be_score(step)}
+
+
+class Generator:
+    """Runs the passes of a plan for a judge that generates its answers.
+
+    Args:
+        job: Judge, prompts and plan.
+        runner: Knows how passes are laid out.
+    """
+
+    def __init__(self, job: Job, runner: Runner) -> None:
+        assert job.judge.decoding is not None
+        self._job = job
+        self._runner = runner
+        self._decoding = job.judge.decoding
+        tokens = job.judge.score_tokens
+        self._spellings = dict(zip(tokens.token_ids.tolist(), tokens.label_index.tolist(), strict=True))
+        self._text = running_text(job.judge.tokenizer)
+        self._ends = end_tokens(job.judge)
+        self._checked = False
+
+    def run_shard(self, shard: int, advance: Callable[[int], None] = lambda _: None) -> ShardResult:
+        """All passes of a shard, answers in the order of ``plan.rows(shard)``, the samples of a prompt together."""
+        self._runner.engine.forget()
+        answers: list[Answer] = []
+        for number in self._job.plan.shards[shard]:
+            rows = self._job.plan.passes[number]
+            found = self._answers(rows)
+            if not self._checked:
+                found = self._check(rows, found)
+            answers += found
+            advance(len(rows))
+        return self._result(answers)
+
+    def _answers(self, rows: Sequence[int]) -> list[Answer]:
+        """Answers to some prompts; where they do not fit into memory, to half of them at a time."""
+        try:
+            return self._decode(rows)
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+        torch.cuda.empty_cache()
+        logger.warning("answers to %d prompts do not fit into memory; generating them in halves", len(rows))
+        half = len(rows) // 2
+        return self._answers(rows[:half]) + self._answers(rows[half:])
+
+    def _decode(self, rows: Sequence[int]) -> list[Answer]:
+        judge, engine, samples = self._job.judge, self._runner.engine, self._decoding.samples
+        reset_positions(judge.bridge)
+        answers = [self._new(row, sample) for row in rows for sample in range(samples)]
+        prompts = [self._job.table.tokens[row] for row in rows]
+        if self._runner.way.layout == "packed":
+            self._finish(PackedDecoder(engine, prompts, samples, judge.kernel), answers)
+        else:
+            for answer in answers:
+                self._finish(PlainDecoder(engine, self._job.table.tokens[answer.prompt]), [answer])
+        return answers
+
+    def _new(self, prompt: int, sample: int) -> Answer:
+        judge, item = self._job.judge, self._job.items[int(self._job.table.item[prompt])]
+        # The two orders of a pair are two prompts of one item, and their answers are independent.
+        key = f"{item.id}\0swapped" if self._job.table.swapped[prompt] else item.id
+        prefill = judge.template.render_prefill(item, judge.scale)
+        finder = ScoreFinder(self._decoding.rule, judge.scale, self._spellings, self._text, prefill)
+        return Answer(prompt, finder, self._decoding.generator(key, sample))
+
+    def _finish(self, decoder: Decoder, answers: Sequence[Answer]) -> None:
+        """Decode answers together, until each is certain of its score, ends, or is as long as allowed."""
+        going = np.ones(len(answers), dtype=bool)
+        batch = list(answers)
+        step = decoder.start()
+        for number in range(self._decoding.max_new_tokens):
+            tokens = self._choose(step, batch)
+            self._read(step, batch, tokens, going, number)
+            for row in np.flatnonzero(going):
+                going[row] = batch[row].take(int(tokens[row]), self._ends)
+                batch[row].forget_ruled_out()
+            if not going.any() or number + 1 == self._decoding.max_new_tokens:
+                break
+            # Moving what is kept costs as much as a few steps, so it waits until a quarter is done.
+            if going.mean() <= 0.75:
+                decoder.keep(going)
+                tokens, batch = tokens[going], [answer for answer, goes in zip(batch, going, strict=True) if goes]
+                going = np.ones(len(batch), dtype=bool)
+            step = decoder.step(tokens)
+        for answer in answers:
+            answer.located = answer.finder.result()
+
+    def _choose(self, step: Step, batch: Sequence[Answer]) -> Int[np.ndarray, " answer"]:
+        """The next token of every answer: the likeliest, or one drawn at the temperature."""
+        if self._decoding.temperature == 0:
+            return np.asarray(step.logits.argmax(-1).cpu())
+        chance = (step.logits.double() / self._decoding.temperature).softmax(-1).cumsum(-1)
+        draw = torch.tensor([answer.random.random() for answer in batch], dtype=chance.dtype, device=chance.device)
+        # The total differs from one by rounding.
+        chosen = torch.searchsorted(chance, (draw * chance[:, -1])[:, None], right=True)[:, 0]
+        return np.asarray(chosen.clamp(max=chance.shape[1] - 1).cpu())
+
+    def _read(
+        self, step: Step, batch: Sequence[Answer], tokens: Int[np.ndarray, " answer"], going: Any, number: int
+    ) -> None:
+        """Keep what emitted a token that may be the score."""
+        rows = [int(row) for row in np.flatnonzero(going) if int(tokens[row]) in self._spellings]
+        if not rows:
+            return
+        engine = self._runner.engine
+        with torch.inference_mode():
+            found = engine.of_score_tokens(step.logits[rows])
+            residual = step.residual[:, rows]
+            found |= engine.over_vocabulary(residual)
+            arrays = {name: values.float().cpu().numpy() for name, values in found.items()}
+            states = rearrange(residual.float().cpu().numpy(), "layer answer d_model -> answer layer d_model")
+        for place, row in enumerate(rows):
+            one = slice(place, place + 1)
+            extras = {name: values.T[one] for name, values in arrays.items() if name in {"scale_mass", "entropy"}}
+            batch[row].read[number] = PassResult(
+                states[one].copy(), arrays["token_logits"][one], arrays["final_mass"][one], extras
+            )
+
+    def _result(self, answers: Sequence[Answer]) -> ShardResult:
+        judge, lengths = self._job.judge, self._job.table.tokens.lengths
+        results, status, position = [], [], []
+        for answer in answers:
+            located = answer.located
+            results.append(self._nothing() if located is None else answer.read[located.step])
+            status.append(Status.NO_SCORE if located is None else Status.OK)
+            last = int(lengths[answer.prompt]) - 1
+            position.append(last if located is None else last + located.step)
+        return ShardResult(
+            joined(results),
+            np.array(status, dtype=np.uint8),
+            np.array(position, dtype=np.int32),
+            [np.array(answer.tokens, dtype=np.int32) for answer in answers],
+            [str(judge.tokenizer.decode(answer.tokens, skip_special_tokens=True)) for answer in answers],
+        )
+
+    def _nothing(self) -> PassResult:
+        """The row of an answer without a score."""
+        judge, extras = self._job.judge, self._job.settings.extras
+        layers = len(judge.layers)
+        names = [name for name, wanted in (("scale_mass", extras.mass), ("entropy", extras.entropy)) if wanted]
+
+        def blank(*shape: int) -> Float[np.ndarray, "row *rest"]:
+            return np.full((1, *shape), np.nan, dtype=np.float32)
+
+        return PassResult(
+            blank(layers, judge.d_model),
+            blank(len(judge.readout.token_ids)),
+            blank(),
+            {name: blank(layers) for name in names},
+        )
+
+    def _check(self, rows: Sequence[int], answers: list[Answer]) -> list[Answer]:
+        """Read one score again in the plainest way; where it differs, answer without shared prefixes."""
+        scored = [answer for answer in answers if answer.located is not None]
+        if not scored or self._runner.way.layout != "packed":
+            self._checked = bool(scored)
+            return answers
+        self._checked = True
+        # The one with most behind the prompt, where errors would have added up.
+        answer = max(scored, key=lambda answer: answer.located.step if answer.located else 0)
+        assert answer.located is not None
+        whole = np.append(self._job.table.tokens[answer.prompt], answer.tokens[: answer.located.step])
+        with self._runner.going(Way("batched", "native")):
+            reference = self._runner.engine.run_batched([whole.astype(np.int32)]).result()
+        found = deviation(answer.read[answer.located.step], reference, self._job.judge.readout)
+        if found.within(self._job.judge.dtype):
+            return answers
+        self._runner.stop_packing(f"decoded together, states differ from those read alone by {found.residual:.2g}")
+        return self._answers(rows)
+
+
+def end_tokens(judge: Any) -> set[int]:
+    """Tokens that end an answer, as the model and its tokenizer declare them."""
+    model = judge.bridge.original_model
+    declared = [getattr(model.config, "eos_token_id", None), judge.tokenizer.eos_token_id]
+    declared.append(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
+    ends: set[int] = set()
+    for entry in declared:
+        ends |= set(entry) if isinstance(entry, (list, tuple)) else set() if entry is None else {int(entry)}
+    return ends

@@ -1,0 +1,224 @@
+"""What a capture will do: prompts, readings, plan, and everything that the run says about itself beforehand."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import warnings
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+from jaxtyping import Int
+
+from probes.capturing.engine import Extras
+from probes.capturing.plan import Plan, make_plan
+from probes.capturing.support import free_tokens, length_class, packing_refusal, tolerances
+from probes.errors import ItemError, TemplateError
+from probes.lens import check_lenses
+from probes.store.format import FORMAT, FORMAT_VERSION, Header, Status
+from probes.store.writer import partial_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from probes.items import Items
+    from probes.judge import Judge
+    from probes.prompt_table import PromptTable
+
+# Numbers that a shard holds in memory until it is written.
+_SHARD_BYTES = 128 << 20
+_PACKAGES = ("probes", "torch", "transformers", "transformer-lens", "h5py", "numpy")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to capture, apart from judge and items. None of it changes a number that is stored.
+
+    Attributes:
+        lenses: Lenses whose score logits are stored.
+        residuals: Store the residual states.
+        extras: What to read besides.
+        batch_tokens: Tokens that one pass computes; chosen by free memory unless given.
+        max_tokens: Longest prompt to capture, if lower than the model's own limit.
+        share_prefix: Compute shared prefixes once, where the architecture allows.
+    """
+
+    lenses: Sequence[str]
+    residuals: bool = True
+    extras: Extras = Extras()  # noqa: RUF009 - frozen
+    batch_tokens: int | None = None
+    max_tokens: int | None = None
+    share_prefix: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A capture, ready to run.
+
+    Attributes:
+        judge: The judge.
+        items: The items.
+        table: Their prompts.
+        plan: Which prompts share which pass.
+        settings: As asked for.
+        sharing_note: Why shared prefixes are not computed once; empty where they are.
+    """
+
+    judge: Judge
+    items: Items
+    table: PromptTable
+    plan: Plan
+    settings: Settings
+    sharing_note: str
+
+    @property
+    def samples(self) -> int:
+        """Readings a prompt."""
+        return self.judge.decoding.samples if self.judge.decoding else 1
+
+    def readings(self, prompts: Sequence[int]) -> Int[np.ndarray, " reading"]:
+        """Reading numbers of some prompts: all samples of the first, then of the next."""
+        return (np.asarray(prompts, dtype=np.int64)[:, None] * self.samples + np.arange(self.samples)).reshape(-1)
+
+
+def prepare(judge: Judge, items: Items, settings: Settings, path: Path | None = None) -> Job:
+    """Render the prompts and plan the passes.
+
+    Args:
+        judge: The judge.
+        items: The items.
+        settings: How to capture.
+        path: Run file; an unfinished one there keeps the batch size that it was started with.
+
+    Raises:
+        ItemError: A human score lies outside the scale's human range, or an item lacks a field of the pair.
+        ScoreTokenError: The scale cannot be read with this tokenizer.
+        TemplateError: The template does not fit an item.
+    """
+    check_lenses(settings.lenses)
+    _check_human(judge, items)
+    _check_pair(judge)
+    table = judge.prompt_table(items, spans=settings.extras.response_mean)
+    shortest = int(table.tokens.lengths.min())
+    if settings.extras.last_positions > shortest:
+        raise ItemError(
+            f"{items.source}: the shortest prompt has {shortest} tokens, fewer than the "
+            f"{settings.extras.last_positions} last positions asked for; ask for fewer"
+        )
+    note = "switched off" if not settings.share_prefix else packing_refusal(judge.bridge) or ""
+    batch_tokens = settings.batch_tokens or _recorded_batch_tokens(path) or free_tokens(judge.bridge)
+    answer_tokens = judge.decoding.max_new_tokens if judge.decoding else 0
+    limits = [limit - answer_tokens for limit in (judge.max_positions, settings.max_tokens) if limit is not None]
+    row_bytes = len(judge.layers) * judge.d_model * 4 * (1 + settings.extras.last_positions)
+    plan = make_plan(
+        table.tokens,
+        batch_tokens=batch_tokens,
+        max_tokens=min(limits) if limits else None,
+        share=not note,
+        shard_rows=max(1, _SHARD_BYTES // row_bytes),
+        answer_tokens=answer_tokens,
+        answers=judge.decoding.samples if judge.decoding else 1,
+        length_class=length_class(judge.bridge),
+    )
+    return Job(judge, items, table, plan, settings, note)
+
+
+def _recorded_batch_tokens(path: Path | None) -> int | None:
+    """Batch size of an unfinished run: what memory is free today must not change a plan that was begun."""
+    header = None if path is None else partial_folder(path) / "header.h5"
+    if header is None or not header.is_file():
+        return None
+    try:
+        with h5py.File(header, "r") as file:
+            return int(json.loads(file.attrs["config"])["batch_tokens"])
+    except (OSError, KeyError, ValueError):
+        return None  # a torn header is written again
+
+
+def _check_human(judge: Judge, items: Items) -> None:
+    low, high = judge.scale.human_range
+    for item in items:
+        for score in item.human:
+            if not judge.scale.contains_human(score):
+                raise ItemError(
+                    f"{items.source}: item {item.id!r} has the human score {score:g}, outside the human range "
+                    f"{low:g}..{high:g} of the scale; give the scale the range of your raters (--human-range)"
+                )
+
+
+def _check_pair(judge: Judge) -> None:
+    template, labels = judge.template, judge.scale.labels
+    if template.pair is not None and template.first_label not in (labels[0], labels[-1]):
+        raise TemplateError(
+            f"template {template.name!r} says {template.first_label!r} where the response shown first is better, which "
+            f"is not the lowest or highest label of the scale {judge.scale}; choose another scale, e.g. A=1,B=0"
+        )
+
+
+def make_header(job: Job) -> Header:
+    """What the run says about itself before the first pass."""
+    judge, items, plan, settings = job.judge, job.items, job.plan, job.settings
+    status = np.full(len(job.table.item) * job.samples, Status.NOT_CAPTURED, dtype=np.uint8)
+    status[job.readings(plan.too_long)] = Status.TOO_LONG
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of no raters is NaN, as wanted
+        mean = np.nanmean(items.human, axis=1, dtype=np.float64) if items.n_raters else np.full(len(items), np.nan)
+    config = {
+        "model": judge.name,
+        "revision": judge.revision,
+        "quantization": judge.quantization,
+        "device": str(judge.bridge.cfg.device),
+        "items": items.source,
+        "batch_tokens": plan.batch_tokens,
+        "max_tokens": plan.max_tokens,
+        "share_prefix": plan.share,
+        "sharing_note": job.sharing_note,
+        "tokens_before": plan.tokens_before,
+        "tokens_after": plan.tokens_after,
+        "system_turn": job.table.first.system_turn,
+        "extras": asdict(settings.extras),
+    }
+    attrs = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "config": config,
+        "judge": judge.describe(),
+        "judge_hash": judge.digest(),
+        "model_hash": judge.weights_hash,
+        "readout_hash": judge.readout.digest(),
+        "scale": judge.scale.to_dict(),
+        "dtype": judge.dtype,
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in _PACKAGES},
+        "tolerances": tolerances(judge.dtype),
+        "pairwise": judge.template.pair is not None,
+        "first_label": judge.template.first_label,
+    }
+    stored = "bfloat16" if judge.dtype == "bfloat16" else "float32"
+    wanted = {
+        "scale_mass": "mass",
+        "entropy": "entropy",
+        "last_positions": "last_positions",
+        "response_mean": "response_mean",
+    }
+    return Header(
+        items=items,
+        token_ids=job.table.tokens,
+        human_value=judge.scale.to_value(mean),
+        readout=judge.readout,
+        layers=judge.layers,
+        lenses=settings.lenses,
+        residual_dtype=stored if settings.residuals else None,
+        status=status,
+        attrs=attrs,
+        reading_item=np.repeat(job.table.item, job.samples),
+        reading_sample=np.tile(np.arange(job.samples), len(job.table.item)),
+        reading_swapped=np.repeat(job.table.swapped, job.samples),
+        extras=[name for name, option in wanted.items() if getattr(settings.extras, option)],
+    )

@@ -1,0 +1,92 @@
+"""How a judge decodes in the conditions ``generate`` and ``reasoning``."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+import numpy as np
+
+from probes.errors import ProbesError
+from probes.locate import ScoreRule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Condition = Literal["direct", "generate", "reasoning"]
+CONDITIONS: Final[tuple[Condition, ...]] = get_args(Condition)
+
+# A score and what stands around it; LAGER generates as many (arXiv 2508.03550, released code). Reasoning is free text.
+_NEW_TOKENS: Final = {"generate": 10, "reasoning": 512}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are decoded, and where in them the score is.
+
+    Attributes:
+        rule: Which generated label is the score.
+        max_new_tokens: Tokens that are generated at most.
+        samples: Answers an item.
+        temperature: 0 takes the likeliest token each time.
+        seed: Together with item and sample, the seed of each answer.
+
+    Raises:
+        ProbesError: A number is out of range.
+    """
+
+    rule: ScoreRule
+    max_new_tokens: int
+    samples: int = 1
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.samples < 1:
+            raise ProbesError("max_new_tokens and samples must be at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise ProbesError(f"the temperature must be 0 or a positive number, got {self.temperature}")
+        if self.samples > 1 and self.temperature == 0:
+            raise ProbesError(
+                f"{self.samples} samples at temperature 0 would all be equal; give a temperature (--temperature 1)"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        condition: Condition,
+        rule: str | ScoreRule | None = None,
+        max_new_tokens: int | None = None,
+        **options: Any,
+    ) -> Decoding | None:
+        """Decoding of a condition; None for ``direct``, which generates nothing.
+
+        Raises:
+            ProbesError: There is no such condition, or an option is out of range.
+        """
+        if condition not in CONDITIONS:
+            raise ProbesError(f"unknown condition {condition!r}: choose one of {', '.join(CONDITIONS)}")
+        if condition == "direct":
+            if rule is not None or max_new_tokens is not None or options.get("samples", 1) != 1:
+                raise ProbesError("the condition direct generates nothing; choose generate or reasoning (--condition)")
+            return None
+        if rule is None:
+            # A bare answer has no anchor in front of it.
+            rule = "first" if condition == "generate" else "anchor"
+        found = rule if isinstance(rule, ScoreRule) else ScoreRule.parse(rule)
+        return cls(found, _NEW_TOKENS[condition] if max_new_tokens is None else max_new_tokens, **options)
+
+    def generator(self, item_id: str, sample: int) -> np.random.Generator:
+        """Random numbers of one answer: the same in whatever batch it is decoded."""
+        digest = hashlib.sha256(f"{self.seed}\0{item_id}\0{sample}".encode()).digest()
+        return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16])))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description; ``from_dict`` reads it back."""
+        return {**asdict(self), "rule": self.rule.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Decoding:
+        """Rebuild from ``to_dict``."""
+        return cls(**{**data, "rule": ScoreRule.from_dict(data["rule"])})
