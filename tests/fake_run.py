@@ -1,4 +1,4 @@
-"""A run made of numbers: what the analysis reads, without a model or a file."""
+"""Runs made of numbers: what the analysis reads, and run files, without a model."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from probes.items import Item, Items
+from probes.lens import Readout
 from probes.scale import Scale
+from probes.store.format import FORMAT, FORMAT_VERSION, Header
+from probes.store.readings import Status
+from probes.store.writer import ShardData
+from probes.token_table import TokenTable
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+D_MODEL = 4
+LAYERS = ("embed", "1", "2")
 
 
 class FakeRun:
@@ -58,3 +67,67 @@ class FakeRun:
 
     def item_logits(self, lens: str):
         return self.logits[lens]
+
+
+def fake_header(
+    n_items: int = 3, *, n_readings: int | None = None, scale: str = "1..5", attrs=None, **changes
+) -> Header:
+    """Header of a run of items ``i0, i1, ...`` whose prompt number p is ``[p, 100, 101, ...]``, of 2 + p % 3 tokens."""
+    labels = Scale.parse(scale)
+    n_readings = n_items if n_readings is None else n_readings
+    n_prompts = changes.pop("n_prompts", n_items)
+    index = np.arange(len(labels.labels))
+    readout = Readout(
+        token_ids=index,
+        label_index=index,
+        unembed_rows=np.ones((len(index), D_MODEL), dtype=np.float32),
+        unembed_bias=np.zeros(len(index), dtype=np.float32),
+        norm_type="none",
+        norm_weight=np.ones(D_MODEL, dtype=np.float32),
+        norm_bias=np.zeros(D_MODEL, dtype=np.float32),
+        eps=1e-5,
+    )
+    known = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "judge_hash": "judge",
+        "model_hash": "model",
+        "readout_hash": readout.digest(),
+        "scale": labels.to_dict(),
+        "config": {"model": "fake"},
+        "dtype": "float32",
+    }
+    settings = {
+        "items": Items([Item(id=f"i{k}", fields={"response": f"w{k}"}) for k in range(n_items)]),
+        "token_ids": TokenTable.from_lists([[p, *range(100, 101 + p % 3)] for p in range(n_prompts)]),
+        "human_value": np.full(n_items, np.nan),
+        "readout": readout,
+        "layers": LAYERS,
+        "lenses": ("norm",),
+        "residual_dtype": "float32",
+        "status": np.full(n_readings, Status.NOT_CAPTURED, dtype=np.uint8),
+        "attrs": known | (attrs or {}),
+    }
+    return Header(**settings | changes)
+
+
+def fake_shard(header: Header, rows, logits=None, status=None, **changes) -> ShardData:
+    """Numbers of some readings: random, but a function of the reading alone."""
+    rows = np.asarray(rows)
+    n_labels = header.readout.n_labels
+
+    def numbers(*shape):
+        return np.stack([np.random.default_rng(int(row)).normal(size=shape) for row in rows]).astype(np.float32)
+
+    return ShardData(
+        rows=rows,
+        status=np.full(len(rows), Status.OK, dtype=np.uint8) if status is None else np.asarray(status, dtype=np.uint8),
+        residual=numbers(len(LAYERS), D_MODEL),
+        score_logits={
+            lens: numbers(len(LAYERS), n_labels) if logits is None else np.asarray(logits, dtype=np.float32)
+            for lens in header.lenses
+        },
+        final_mass=rows.astype(np.float32),
+        deviation=0.0,
+        **changes,
+    )

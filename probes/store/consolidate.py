@@ -102,5 +102,6 @@ def _write_blocks(
         dataset[start : start + len(block)] = block
         sha.update(raw_bytes(block))
         start += len(block)
+        del block  # before the next one is read
     dataset.attrs["sha256"] = sha.hexdigest()
     return dataset

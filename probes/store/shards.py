@@ -61,7 +61,8 @@ class ShardReader:
             columns: Index behind the row axis, for example ``(layer,)``.
         """
         shape, dtype = self.like(name)
-        out = np.full((len(rows), *np.empty(shape, dtype)[columns].shape), _blank(dtype), dtype)
+        out = np.empty((len(rows), *np.empty(shape, dtype)[columns].shape), dtype)
+        out[self.shard[rows] < 0] = _blank(dtype)
         for number, where in self._by_shard(rows):
             offsets = self.offset[rows[where]]
             # Rows of a shard ascend, so that for a block of readings this span is just what is wanted.

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,7 @@ class RunWriter:
         self._plan_digest = plan_digest
         self._restart = restart
         self._manifest: dict[str, Any] = {}
+        self._manifest_lock = threading.Lock()  # shards may be written from a thread of their own
         self._consolidated = False
 
     @classmethod
@@ -122,7 +124,8 @@ class RunWriter:
     @property
     def finished(self) -> dict[int, dict[str, Any]]:
         """Shard number to its manifest entry."""
-        return {int(number): entry for number, entry in self._manifest["shards"].items()}
+        with self._manifest_lock:
+            return {int(number): entry for number, entry in self._manifest["shards"].items()}
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -131,8 +134,9 @@ class RunWriter:
 
     def write_notes(self, notes: dict[str, Any]) -> None:
         """Record decisions that a resumed run must keep to."""
-        self._manifest["notes"] = notes
-        self._write_manifest()
+        with self._manifest_lock:
+            self._manifest["notes"] = notes
+            self._write_manifest()
 
     def write_shard(self, number: int, data: ShardData) -> None:
         """Write one shard, close it, and only then name it. One thread at a time, which need not be the main one."""
@@ -142,45 +146,45 @@ class RunWriter:
             file.attrs["format"] = SHARD_FORMAT
             file.attrs["format_version"] = FORMAT_VERSION
             # No checksums in here: the digest of the whole file is in the manifest, and the run file gets its own.
-            for dataset, array in self._arrays(data).items():
+            for dataset, array in self._arrays(data):
                 file.create_dataset(dataset, data=array, track_times=False)
         _publish(temporary, self.folder / name)
         entry = {"rows": len(data.rows), "sha256": file_digest(self.folder / name), "deviation": data.deviation}
-        self._manifest["shards"][str(number)] = entry
-        self._write_manifest()
+        with self._manifest_lock:
+            self._manifest["shards"][str(number)] = entry
+            self._write_manifest()
 
-    def _arrays(self, data: ShardData) -> dict[str, np.ndarray]:
+    def _arrays(self, data: ShardData) -> Iterator[tuple[str, np.ndarray]]:
         """Datasets of a shard, rows in ascending order so that consolidating reads every shard in one direction."""
         order, header = np.argsort(data.rows, kind="stable"), self._header
         status = data.status[order].astype(np.uint8)
         blank = status != Status.OK
+        # Without residuals there is no type of theirs; that of the weights is the same.
+        bits = (header.residual_dtype or header.attrs.get("dtype")) == "bfloat16"
 
         def numbers(values: np.ndarray) -> np.ndarray:
             picked = values[order].astype(np.float32, copy=False)
             picked[blank] = np.nan
             return picked
 
-        # Without residuals there is no type of theirs; that of the weights is the same.
-        bits = "bfloat16" in (header.residual_dtype, header.attrs.get("dtype"))
-        arrays: dict[str, np.ndarray] = {"rows": data.rows[order].astype(np.int64), "status": status}
-        if data.position is not None:
-            arrays["position"] = data.position[order].astype(np.int32)
-        if header.residual_dtype is not None and data.residual is not None:
-            arrays["residual"] = bfloat16_bits(numbers(data.residual)) if bits else numbers(data.residual)
+        def states(values: np.ndarray) -> np.ndarray:
+            return bfloat16_bits(numbers(values)) if bits else numbers(values)
+
+        yield "rows", data.rows[order].astype(np.int64)
+        yield "status", status
+        yield "final_mass", numbers(data.final_mass)
         for lens in header.lenses:
-            arrays[f"score_logits/{lens}"] = numbers(data.score_logits[lens])
-        arrays["final_mass"] = numbers(data.final_mass)
+            yield f"score_logits/{lens}", numbers(data.score_logits[lens])
+        if header.residual_dtype is not None and data.residual is not None:
+            yield "residual", states(data.residual)
         for name in header.extras:
-            values = numbers(data.extras[name])
-            arrays[name] = bfloat16_bits(values) if bits and name == "last_positions" else values
-        ragged: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+            yield name, (states if name == "last_positions" else numbers)(data.extras[name])
+        if data.position is not None:
+            yield "position", data.position[order].astype(np.int32)
         if data.generated is not None:
-            ragged["token_ids"] = joined([data.generated[row] for row in order], np.int32)
+            yield from _ragged("generation/token_ids", [data.generated[row] for row in order], np.int32)
         if data.texts is not None:
-            ragged["text"] = joined(encoded(data.texts[row] for row in order), np.uint8)
-        for name, (values, offsets) in ragged.items():
-            arrays[f"generation/{name}/values"], arrays[f"generation/{name}/offsets"] = values, offsets
-        return arrays
+            yield from _ragged("generation/text", encoded(data.texts[row] for row in order), np.uint8)
 
     def consolidate(self, attrs: Mapping[str, Any]) -> Path:
         """Merge the shards into the run file, named only when it is whole.
@@ -254,6 +258,12 @@ class RunWriter:
         temporary = self.folder / "manifest.json.writing"
         temporary.write_text(json.dumps(self._manifest, indent=1, sort_keys=True), encoding="utf-8")
         _publish(temporary, self.folder / "manifest.json")
+
+
+def _ragged(name: str, rows: Sequence[np.ndarray], dtype: type) -> Iterator[tuple[str, np.ndarray]]:
+    values, offsets = joined(rows, dtype)
+    yield f"{name}/values", values
+    yield f"{name}/offsets", offsets
 
 
 def partial_folder(path: Path) -> Path:
