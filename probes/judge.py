@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from probes.items import Item, Items
     from probes.lens import Readout
     from probes.locate import ScoreRule
+    from probes.quantization import Quantization
 
 # What a capture reads; part of the judge's hash because numbers of another mode must not be mixed in.
 CAPTURE_MODE: Final = "raw weights; blocks.0.hook_in and every blocks.i.hook_out at the score position"
@@ -80,6 +81,7 @@ class Judge:
         dtype: str = "auto",
         device: str | None = None,
         device_map: Any = None,
+        quantization: Quantization | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> Judge:
@@ -103,6 +105,7 @@ class Judge:
             dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
             device: For example ``cuda:0``.
             device_map: Passed on to transformers, instead of ``device``.
+            quantization: ``8bit`` or ``4bit`` packs the weights with bitsandbytes while they are loaded.
             revision: Hub revision.
             trust_remote_code: Allow the model's own Python code to run.
 
@@ -129,6 +132,7 @@ class Judge:
             dtype=dtype,
             device=device,
             device_map=device_map,
+            quantization=quantization,
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
@@ -143,6 +147,7 @@ class Judge:
             attention=loaded.attention,
             condition=condition,
             decoding=decoding,
+            quantization=loaded.quantization,
         )
 
     @property

@@ -34,11 +34,14 @@ def plain_transformers(architecture: str, prompts) -> tuple[np.ndarray, np.ndarr
     blocks[-1].register_forward_hook(
         lambda module, args, output: last.update(state=output[0] if isinstance(output, tuple) else output)
     )
+    # Mamba's list of hidden states lacks the embeddings.
+    blocks[0].register_forward_pre_hook(lambda module, args: last.update(embed=args[0]))
     residuals, logits = [], []
     for prompt in prompts:
         with torch.no_grad():
             output = model(torch.tensor([prompt]), output_hidden_states=True)
-        states = [*(state[0, -1] for state in output.hidden_states[:-1]), last["state"][0, -1]]
+        inner = output.hidden_states[:-1] if architecture == "mamba" else output.hidden_states[1:-1]
+        states = [last["embed"][0, -1], *(state[0, -1] for state in inner[:2]), last["state"][0, -1]]
         residuals.append(torch.stack(states).numpy())
         logits.append(output.logits[0, -1].numpy())
     return np.stack(residuals), np.stack(logits)

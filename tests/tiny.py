@@ -130,6 +130,49 @@ _CONFIGS = {
     ),
 }
 ARCHITECTURES = tuple(_CONFIGS)
+_CONFIGS |= {
+    # Position embeddings that depend on the longest sequence of a pass; prompts of the tests exceed 30 tokens.
+    "longrope": lambda: transformers.LlamaConfig(
+        **_sizes(**_GQA),
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10_000.0,
+            "short_factor": [1.0] * 6,
+            "long_factor": [2.0 + k for k in range(6)],
+            "factor": 4.0,
+            "original_max_position_embeddings": 30,
+        },
+    ),
+    "dynamic": lambda: transformers.LlamaConfig(
+        **_sizes(**_GQA) | {"max_position_embeddings": 100},
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0},
+    ),
+    # Models that keep a state: all layers, or every other one.
+    "mamba": lambda: transformers.MambaConfig(
+        hidden_size=48,
+        num_hidden_layers=3,
+        state_size=8,
+        vocab_size=400,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    ),
+    "lfm2": lambda: transformers.Lfm2Config(
+        **_sizes(**_GQA), layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False
+    ),
+    "falcon": lambda: transformers.FalconConfig(
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        vocab_size=400,
+        alibi=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        new_decoder_architecture=False,
+        multi_query=True,
+    ),
+}
 
 
 def hf_model(architecture: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32):

@@ -118,7 +118,7 @@ class TreeAttention:
         keys, visible = chunk.keys, chunk.visible
         if window is not None:
             # Counted along the prompt: in the packed sequence, neighbours may belong to other prompts.
-            visible = visible & (chunk.distance < window)
+            visible = visible & (chunk.query_depth[:, None] - chunk.key_depth < window)
             seen = visible.any(axis=0)
             keys, visible = keys[seen], visible[:, seen]
         mask = torch.zeros(visible.shape, dtype=query.dtype)

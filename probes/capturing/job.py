@@ -19,6 +19,7 @@ from probes.capturing.plan import Plan, make_plan
 from probes.capturing.support import free_tokens, length_class, packing_refusal, tolerances
 from probes.errors import ItemError, TemplateError
 from probes.lens import check_lenses
+from probes.quantization import pass_dependence
 from probes.store.format import FORMAT, FORMAT_VERSION, Header, Status
 from probes.store.writer import partial_folder
 
@@ -101,8 +102,8 @@ def prepare(judge: Judge, items: Items, settings: Settings, path: Path | None = 
         TemplateError: The template does not fit an item.
     """
     check_lenses(settings.lenses)
-    _check_human(judge, items)
     _check_pair(judge)
+    _check_human(judge, items)
     table = judge.prompt_table(items, spans=settings.extras.response_mean)
     shortest = int(table.tokens.lengths.min())
     if settings.extras.last_positions > shortest:
@@ -110,8 +111,9 @@ def prepare(judge: Judge, items: Items, settings: Settings, path: Path | None = 
             f"{items.source}: the shortest prompt has {shortest} tokens, fewer than the "
             f"{settings.extras.last_positions} last positions asked for; ask for fewer"
         )
-    note = "switched off" if not settings.share_prefix else packing_refusal(judge.bridge) or ""
-    batch_tokens = settings.batch_tokens or _recorded_batch_tokens(path) or free_tokens(judge.bridge)
+    alone = pass_dependence(judge.bridge.original_model.config)
+    note = alone or ("switched off" if not settings.share_prefix else packing_refusal(judge.bridge)) or ""
+    batch_tokens = 1 if alone else settings.batch_tokens or _recorded_batch_tokens(path) or free_tokens(judge.bridge)
     answer_tokens = judge.decoding.max_new_tokens if judge.decoding else 0
     limits = [limit - answer_tokens for limit in (judge.max_positions, settings.max_tokens) if limit is not None]
     row_bytes = len(judge.layers) * judge.d_model * 4 * (1 + settings.extras.last_positions)

@@ -59,7 +59,7 @@ class ShardResult:
     result: PassResult
     status: UInt8[np.ndarray, " reading"]
     position: Int[np.ndarray, " reading"] | None = None
-    generated: list[Int[np.ndarray, " token"]] | None = None
+    generated: list[Int[np.ndarray, " _"]] | None = None
     texts: list[str] | None = None
 
 
@@ -168,8 +168,9 @@ class Runner:
     def _choose(self) -> dict[str, Any]:
         """Compare the first pass with one-by-one passes through the full bridge, and fall back where they differ.
 
-        Two prompts of the pass, among them the one that shares most, are read alone, with the bridge's own
-        attention and nothing shared: the plainest path there is.
+        Two prompts of the pass, among them the one that shares most, are read alone, with nothing shared and the
+        bridge's own attention: the plainest path there is. In half precision that attention rounds elsewhere, so
+        there the reference is the model's own.
         """
         judge, plan = self._judge, self._plan
         rows = plan.passes[0]
@@ -214,21 +215,22 @@ class Runner:
         prompts = [self._prompts[row]]
         spans = None if self._spans is None else [self._spans[row]]
         reset_positions(self._judge.bridge)
-        try:
-            return self.engine.run_batched(prompts, spans).result()
-        except torch.OutOfMemoryError:
-            pass
-        # The bridge's attention needs memory quadratic in the length of the prompt.
-        torch.cuda.empty_cache()
-        logger.warning("the first check runs with the model's own attention: memory is short")
-        with native_attention(self._judge.bridge, self._judge.kernel):
+        if self._judge.dtype == "float32":
+            try:
+                return self.engine.run_batched(prompts, spans).result()
+            except torch.OutOfMemoryError:
+                pass
+            # The bridge's attention needs memory quadratic in the length of the prompt.
+            torch.cuda.empty_cache()
+            logger.warning("the first check runs with the model's own attention: memory is short")
+        with self.going(_WAYS[1]):
             return self.engine.run_batched(prompts, spans).result()
 
     def _plain_deviation(self, rows: Sequence[int], reference: PassResult) -> Deviation | None:
         """What batching alone changes where rounding is coarse: the same prompts in one padded batch."""
         if self._judge.dtype == "float32" or len(rows) < 2:
             return None
-        with self.going(_WAYS[-1]):
+        with self.going(_WAYS[1]):
             together = [pending.result() for pending in self._start(rows)]
         return deviation(joined(together), reference, self._judge.readout)
 

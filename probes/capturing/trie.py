@@ -31,14 +31,16 @@ class Chunk:
         stop: One behind the last.
         keys: Nodes that any of them looks back to, ascending ``[key]``.
         visible: Which query sees which of them ``[query, key]``.
-        distance: How many positions a key lies in front of a query in the prompt ``[query, key]``.
+        query_depth: Position of each query in its prompts ``[query]``.
+        key_depth: Position of each key in its prompts ``[key]``.
     """
 
     start: int
     stop: int
     keys: Int[np.ndarray, " key"]
     visible: Bool[np.ndarray, "query key"]
-    distance: Int[np.ndarray, "query key"]
+    query_depth: Int[np.ndarray, " query"]
+    key_depth: Int[np.ndarray, " key"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,4 +160,4 @@ def _chunk(group: Sequence[_Piece], carried: int, depths: Int[np.ndarray, " node
         visible[rows, np.searchsorted(keys, before)] = True
         column = int(np.searchsorted(keys, carried + start))
         visible[rows, column : column + stop - start] = np.tri(stop - start, dtype=bool)
-    return Chunk(first, last, keys, visible, depths[own][:, None] - depths[keys][None, :])
+    return Chunk(first, last, keys, visible, depths[own], depths[keys])
