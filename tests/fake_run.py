@@ -11,7 +11,7 @@ from probes.lens import Readout
 from probes.scale import Scale
 from probes.store.format import FORMAT, FORMAT_VERSION, Header
 from probes.store.readings import Status
-from probes.store.writer import ShardData
+from probes.store.shard_writer import ShardData
 from probes.token_table import TokenTable
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import torch
 
 import probes
 from probes.capturing import pipeline
-from probes.capturing.engine import Engine, Pending
+from probes.capturing.engine import Engine, Pending, native_attention
 from probes.capturing.job import Settings, make_header, prepare
 from probes.capturing.runner import Runner
 from probes.capturing.support import RESIDUAL_TOLERANCE
@@ -110,7 +110,8 @@ def test_bfloat16_is_stored_bit_by_bit(booted, tmp_path):
     restored = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float().numpy()
     np.testing.assert_array_equal(run.residual(), restored)
     engine = Engine(judge.bridge, judge.readout)
-    direct = engine.run_batched([run.token_ids[3]]).result()
+    with native_attention(judge.bridge, judge.attention):
+        direct = engine.run_batched([run.token_ids[3]]).result()
     np.testing.assert_array_equal(run.residual(readings=[3]), direct.residual)
     # bfloat16 batches differ from one-by-one passes by a few roundings, and the run says by how much.
     batched = probes.capture(judge, tiny.word_items(), tmp_path / "batched.h5")
@@ -227,12 +228,12 @@ def test_a_killed_process_resumes(tmp_path):
         from tests.test_capture import TEMPLATE
         plan._SHARD_ROWS = 3
         kill_at = int(sys.argv[2])
-        write = RunWriter.write_shard
-        def killed(self, number, data):
+        close = RunWriter.close_shard
+        def killed(self, number, shard):
             if number == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
-            write(self, number, data)
-        RunWriter.write_shard = killed
+            close(self, number, shard)
+        RunWriter.close_shard = killed
         model, path = sys.argv[3], sys.argv[1]
         tokenizer = tiny.tokenizer()
         judge = probes.Judge.load(model, tokenizer=tokenizer, template=TEMPLATE, human_range="-4..4")

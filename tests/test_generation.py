@@ -180,11 +180,11 @@ def test_a_killed_generation_resumes_to_the_same_bytes(booted, tmp_path, monkeyp
     probes.capture(judge, items, tmp_path / "whole.h5", batch_tokens=100)
     original, calls = generation.Generator.run_shard, [0]
 
-    def dies(self, shard, advance):
+    def dies(self, shard):
         calls[0] += 1
         if calls[0] == 3:
             raise KeyboardInterrupt
-        return original(self, shard, advance)
+        return original(self, shard)
 
     monkeypatch.setattr(generation.Generator, "run_shard", dies)
     with pytest.raises(KeyboardInterrupt):

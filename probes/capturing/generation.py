@@ -13,13 +13,13 @@ from jaxtyping import Float, Int
 
 from probes.capturing.decoders import Decoder, PackedDecoder, PlainDecoder, Step
 from probes.capturing.engine import PassResult, joined
-from probes.capturing.runner import Runner, ShardResult, Way
+from probes.capturing.runner import PassRows, Runner, Way
 from probes.capturing.support import deviation, reset_positions
 from probes.locate import Located, ScoreFinder, running_text
 from probes.store.format import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
 
     from probes.capturing.job import Job
 
@@ -77,18 +77,15 @@ class Generator:
         self._ends = end_tokens(job.judge)
         self._checked = False
 
-    def run_shard(self, shard: int, advance: Callable[[int], None] = lambda _: None) -> ShardResult:
-        """All passes of a shard, answers in the order of ``plan.rows(shard)``, the samples of a prompt together."""
+    def run_shard(self, shard: int) -> Iterator[PassRows]:
+        """The passes of a shard, one after the other."""
         self._runner.engine.forget()
-        answers: list[Answer] = []
         for number in self._job.plan.shards[shard]:
             rows = self._job.plan.passes[number]
-            found = self._answers(rows)
+            answers = self._answers(rows)
             if not self._checked:
-                found = self._check(rows, found)
-            answers += found
-            advance(len(rows))
-        return self._result(answers)
+                answers = self._check(rows, answers)
+            yield self._result(rows, answers)
 
     def _answers(self, rows: Sequence[int]) -> list[Answer]:
         """Answers to some prompts; where they do not fit into memory, to half of them at a time."""
@@ -175,7 +172,7 @@ class Generator:
                 states[one].copy(), arrays["token_logits"][one], arrays["final_mass"][one], extras
             )
 
-    def _result(self, answers: Sequence[Answer]) -> ShardResult:
+    def _result(self, rows: Sequence[int], answers: Sequence[Answer]) -> PassRows:
         judge, lengths = self._job.judge, self._job.table.tokens.lengths
         results, status, position = [], [], []
         for answer in answers:
@@ -184,7 +181,8 @@ class Generator:
             status.append(Status.NO_SCORE if located is None else Status.OK)
             last = int(lengths[answer.prompt]) - 1
             position.append(last if located is None else last + located.step)
-        return ShardResult(
+        return PassRows(
+            rows,
             joined(results),
             np.array(status, dtype=np.uint8),
             np.array(position, dtype=np.int32),

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from probes.judge import Judge
     from probes.prompt_table import PromptTable
 
-# Numbers that a shard holds in memory until it is written.
-_SHARD_BYTES = 128 << 20
+# A shard is what a killed run can lose, and what is written anew where one is damaged.
+_SHARD_BYTES = 256 << 20
 _PACKAGES = ("probes", "torch", "transformers", "transformer-lens", "h5py", "numpy")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,13 +19,14 @@ from probes.lens import LENSES
 from probes.progress import progress
 from probes.store.format import Header, Status
 from probes.store.run import Run, open_run
-from probes.store.writer import RunWriter, ShardData
+from probes.store.shard_writer import ShardData
+from probes.store.writer import RunWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
-    from probes.capturing.runner import ShardResult
+    from probes.capturing.runner import PassRows
     from probes.items import Items
     from probes.judge import Judge
 
@@ -141,23 +142,40 @@ def _run_shards(job: Job, writer: RunWriter, show_progress: bool | None) -> None
     runner = Runner(job, writer)
     source = Generator(job, runner) if job.judge.decoding else runner
     total = sum(len(plan.rows(shard)) for shard in todo)
-    # One shard is written while the next is computed, and no more, so that memory stays bounded.
     with (
-        ThreadPoolExecutor(1) as pool,
+        _Background() as background,
         runner.ready(),
         progress("capturing", total, "prompts", enabled=show_progress) as advance,
     ):
-        writing: Future[None] | None = None
-        for shard in todo:
-            data = _shard_data(job, plan.rows(shard), source.run_shard(shard, advance))
-            if writing is not None:
-                writing.result()
-            writing = pool.submit(writer.write_shard, shard, data)
-        if writing is not None:
-            writing.result()
+        for number in todo:
+            shard = writer.open_shard(number, job.readings(plan.rows(number)))
+            for found in source.run_shard(number):
+                background.run(shard.add, _shard_data(job, found))
+                advance(len(found.prompts))
+            background.run(writer.close_shard, number, shard)
 
 
-def _shard_data(job: Job, rows: Sequence[int], found: ShardResult) -> ShardData:
+class _Background:
+    """A thread that writes one pass while the next is computed, and no more, so that memory stays bounded."""
+
+    def __enter__(self) -> _Background:
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+        return self
+
+    def run(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Do this next; waits for what came before, and raises what went wrong there."""
+        if self._last is not None:
+            self._last.result()
+        self._last = self._pool.submit(work, *arguments)
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        self._pool.shutdown()
+        if self._last is not None and kind is None:
+            self._last.result()
+
+
+def _shard_data(job: Job, found: PassRows) -> ShardData:
     """Lenses applied, and every row without finite numbers marked."""
     readout, result = job.judge.readout, found.result
     deviation = readout_deviation(job.judge, result)
@@ -175,7 +193,7 @@ def _shard_data(job: Job, rows: Sequence[int], found: ShardResult) -> ShardData:
     status = found.status.copy()
     status[(status == Status.OK) & ~finite] = Status.NON_FINITE
     return ShardData(
-        rows=job.readings(rows),
+        rows=job.readings(found.prompts),
         status=status,
         residual=result.residual if job.settings.residuals else None,
         score_logits=logits,

@@ -19,7 +19,7 @@ from probes.errors import ModelError
 from probes.store.format import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from probes.capturing.job import Job
     from probes.judge import Judge
@@ -45,10 +45,11 @@ class Way:
 
 
 @dataclass(frozen=True, eq=False)
-class ShardResult:
-    """What the passes of a shard read, one row a reading.
+class PassRows:
+    """What a pass read, one row a reading.
 
     Attributes:
+        prompts: Prompt numbers; all samples of the first, then of the next.
         result: Numbers.
         status: One ``Status`` a reading.
         position: Position whose state was read ``[reading]``; the last of the prompt unless given.
@@ -56,11 +57,17 @@ class ShardResult:
         texts: Generated text.
     """
 
+    prompts: Sequence[int]
     result: PassResult
     status: UInt8[np.ndarray, " reading"]
     position: Int[np.ndarray, " reading"] | None = None
     generated: list[Int[np.ndarray, " _"]] | None = None
     texts: list[str] | None = None
+
+
+def _pass_rows(prompts: Sequence[int], started: Sequence[Pending]) -> PassRows:
+    result = joined([pending.result() for pending in started])
+    return PassRows(prompts, result, np.full(len(prompts), Status.OK, dtype=np.uint8))
 
 
 # From the fastest to the plainest.
@@ -94,29 +101,24 @@ class Runner:
         with self.going(Way(notes["layout"], notes["attention"])):
             yield
 
-    def run_shard(self, shard: int, advance: Callable[[int], None] = lambda _: None) -> ShardResult:
-        """All passes of a shard, rows in the order of ``plan.rows(shard)``."""
+    def run_shard(self, shard: int) -> Iterator[PassRows]:
+        """The passes of a shard, one after the other."""
         if not self._first:
             self.engine.forget()
-        results: list[PassResult] = []
-        waiting: list[Pending] = []
-        rows = self._plan.rows(shard)
-        order = np.arange(len(rows))
         if self.way.layout == "packed":
             groups: list[Sequence[int]] = [self._plan.passes[number] for number in self._plan.shards[shard]]
         else:
-            order = np.array(sorted(range(len(rows)), key=lambda i: (-len(self._prompts[rows[i]]), i)))
-            groups = self._batches([rows[i] for i in order])
+            rows = self._plan.rows(shard)
+            groups = self._batches(sorted(rows, key=lambda row: (-len(self._prompts[row]), row)))
+        before: tuple[Sequence[int], list[Pending]] | None = None
         for group in groups:
-            started = self._first or self._start(group)
-            self._first = []
+            started, self._first = self._first or self._start(group), []
             # The device computes these while what it has finished is brought over.
-            results += [pending.result() for pending in waiting]
-            waiting = started
-            advance(len(group))
-        results += [pending.result() for pending in waiting]
-        status = np.full(len(rows), Status.OK, dtype=np.uint8)
-        return ShardResult(picked(joined(results), np.argsort(order)), status)
+            if before is not None:
+                yield _pass_rows(*before)
+            before = group, started
+        if before is not None:
+            yield _pass_rows(*before)
 
     @contextlib.contextmanager
     def going(self, way: Way) -> Iterator[None]:

@@ -20,18 +20,17 @@ import os
 import shutil
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import filelock
 import h5py
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int
 
 from probes.errors import RunFileError
 from probes.store.consolidate import consolidate
-from probes.store.format import FORMAT_VERSION, SHARD_FORMAT, Header, bfloat16_bits, encoded, joined, write_header
-from probes.store.readings import Status
+from probes.store.format import Header, write_header
+from probes.store.shard_writer import ShardData, ShardWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -39,37 +38,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class ShardData:
-    """The numbers of some readings. Rows of a status other than ``OK`` are stored as NaN, whatever they hold.
-
-    Attributes:
-        rows: Reading numbers ``[row]``, in any order.
-        status: One ``Status`` a row.
-        residual: States before the final norm ``[row, layer, d_model]``; None when not stored.
-        score_logits: Per lens ``[row, layer, label]``.
-        final_mass: Share of the full vocabulary's probability on the scale at the last layer ``[row]``.
-        deviation: Largest deviation of the ``norm`` lens at the last layer from the model's own logits.
-        extras: Optional readings by name, rows first: ``scale_mass`` and ``entropy`` (nats) ``[row, layer]``,
-            ``last_positions`` ``[row, back, layer, d_model]``, ``response_mean`` ``[row, layer, d_model]``.
-        position: Position in prompt and generation of the token whose state was read ``[row]``; the last of the
-            prompt unless given.
-        generated: Generated token ids, one array a row; None where nothing was generated.
-        texts: Generated text, one a row; None where nothing was generated.
-    """
-
-    rows: Int[np.ndarray, " row"]
-    status: Shaped[np.ndarray, " row"]
-    residual: Float[np.ndarray, "row layer d_model"] | None
-    score_logits: Mapping[str, Float[np.ndarray, "row layer label"]]
-    final_mass: Float[np.ndarray, " row"]
-    deviation: float
-    extras: Mapping[str, Float[np.ndarray, "row ..."]] = field(default_factory=dict)
-    position: Int[np.ndarray, " row"] | None = None
-    generated: Sequence[Int[np.ndarray, " token"]] | None = None
-    texts: Sequence[str] | None = None
 
 
 class RunWriter:
@@ -138,53 +106,30 @@ class RunWriter:
             self._manifest["notes"] = notes
             self._write_manifest()
 
-    def write_shard(self, number: int, data: ShardData) -> None:
-        """Write one shard, close it, and only then name it. One thread at a time, which need not be the main one."""
-        name = shard_name(number)
-        temporary = self.folder / f"{name}.writing"
-        with h5py.File(temporary, "w") as file:
-            file.attrs["format"] = SHARD_FORMAT
-            file.attrs["format_version"] = FORMAT_VERSION
-            # No checksums in here: the digest of the whole file is in the manifest, and the run file gets its own.
-            for dataset, array in self._arrays(data):
-                file.create_dataset(dataset, data=array, track_times=False)
-        _publish(temporary, self.folder / name)
-        entry = {"rows": len(data.rows), "sha256": file_digest(self.folder / name), "deviation": data.deviation}
+    def open_shard(self, number: int, rows: Int[np.ndarray, " row"]) -> ShardWriter:
+        """Start a shard.
+
+        Args:
+            number: Number of the shard.
+            rows: All its reading numbers.
+        """
+        return ShardWriter(self.folder / f"{shard_name(number)}.writing", self._header, rows)
+
+    def close_shard(self, number: int, shard: ShardWriter) -> None:
+        """Close a shard, and only then name it."""
+        shard.close()
+        final = self.folder / shard_name(number)
+        _publish(shard.path, final)
+        entry = {"rows": len(shard.rows), "sha256": file_digest(final), "deviation": shard.deviation}
         with self._manifest_lock:
             self._manifest["shards"][str(number)] = entry
             self._write_manifest()
 
-    def _arrays(self, data: ShardData) -> Iterator[tuple[str, np.ndarray]]:
-        """Datasets of a shard, rows in ascending order so that consolidating reads every shard in one direction."""
-        order, header = np.argsort(data.rows, kind="stable"), self._header
-        status = data.status[order].astype(np.uint8)
-        blank = status != Status.OK
-        # Without residuals there is no type of theirs; that of the weights is the same.
-        bits = (header.residual_dtype or header.attrs.get("dtype")) == "bfloat16"
-
-        def numbers(values: np.ndarray) -> np.ndarray:
-            picked = values[order].astype(np.float32, copy=False)
-            picked[blank] = np.nan
-            return picked
-
-        def states(values: np.ndarray) -> np.ndarray:
-            return bfloat16_bits(numbers(values)) if bits else numbers(values)
-
-        yield "rows", data.rows[order].astype(np.int64)
-        yield "status", status
-        yield "final_mass", numbers(data.final_mass)
-        for lens in header.lenses:
-            yield f"score_logits/{lens}", numbers(data.score_logits[lens])
-        if header.residual_dtype is not None and data.residual is not None:
-            yield "residual", states(data.residual)
-        for name in header.extras:
-            yield name, (states if name == "last_positions" else numbers)(data.extras[name])
-        if data.position is not None:
-            yield "position", data.position[order].astype(np.int32)
-        if data.generated is not None:
-            yield from _ragged("generation/token_ids", [data.generated[row] for row in order], np.int32)
-        if data.texts is not None:
-            yield from _ragged("generation/text", encoded(data.texts[row] for row in order), np.uint8)
+    def write_shard(self, number: int, data: ShardData) -> None:
+        """Write a shard whose rows are all at hand."""
+        shard = self.open_shard(number, data.rows)
+        shard.add(data)
+        self.close_shard(number, shard)
 
     def consolidate(self, attrs: Mapping[str, Any]) -> Path:
         """Merge the shards into the run file, named only when it is whole.
@@ -258,12 +203,6 @@ class RunWriter:
         temporary = self.folder / "manifest.json.writing"
         temporary.write_text(json.dumps(self._manifest, indent=1, sort_keys=True), encoding="utf-8")
         _publish(temporary, self.folder / "manifest.json")
-
-
-def _ragged(name: str, rows: Sequence[np.ndarray], dtype: type) -> Iterator[tuple[str, np.ndarray]]:
-    values, offsets = joined(rows, dtype)
-    yield f"{name}/values", values
-    yield f"{name}/offsets", offsets
 
 
 def partial_folder(path: Path) -> Path:
