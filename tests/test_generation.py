@@ -354,3 +354,8 @@ def test_pairs_can_be_answered_in_words(booted, tmp_path, monkeypatch):
     scripted(monkeypatch, judge, ["A", "B"] * 6)
     run = probes.capture(judge, pair_items(), tmp_path / "run.h5")
     assert (run.item_status == Status.OK).all()
+
+
+def test_readings_of_the_prompt_do_not_go_with_answers(booted, tmp_path):
+    with pytest.raises(ProbesError, match="last_positions and response_mean are read in the condition direct only"):
+        probes.capture(generating(booted), tiny.word_items(2), tmp_path / "run.h5", last_positions=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ import torch
 from transformer_lens.tools.analysis import logit_lens
 
 import probes
-from probes.capturing import attention
+from probes.capturing import attention, pipeline
 from probes.capturing.engine import Engine, Extras, joined, native_attention
 from probes.capturing.readout import extract_readout
 from probes.capturing.runner import Runner
-from probes.capturing.support import RESIDUAL_TOLERANCE, length_class, packing_refusal
+from probes.capturing.support import RESIDUAL_TOLERANCE, free_tokens, length_class, packing_refusal
 from probes.capturing.trie import lexicographic
 from probes.errors import ItemError
 from tests import tiny
@@ -261,3 +262,26 @@ def test_the_check_looks_at_the_prompt_that_shares_most(booted, tmp_path, monkey
     judge, items = make_judge(booted), tiny.word_items()
     probes.capture(judge, items, tmp_path / "run.h5")
     assert len(set(seen)) == 2
+
+
+def test_batch_size_follows_free_memory_on_a_gpu(booted, monkeypatch):
+    bridge = booted("llama").bridge
+    assert free_tokens(bridge) == 4096
+    cuda = SimpleNamespace(device=torch.device("cuda", 0))
+    model = SimpleNamespace(parameters=lambda: [cuda], config=bridge.original_model.config, dtype=torch.bfloat16)
+    fake = SimpleNamespace(original_model=model)
+    sizes = []
+    for free in (10e6, 100e6, 101e6, 80e9):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
+        sizes.append(free_tokens(fake))
+    assert sizes == [2048, 16384, 16384, 65536]
+
+
+def test_an_unfinished_run_keeps_the_batch_size_it_was_started_with(booted, tmp_path, monkeypatch):
+    judge, items, path = make_judge(booted), tiny.word_items(), tmp_path / "run.h5"
+    with monkeypatch.context() as patch:
+        patch.setattr("probes.capturing.job.free_tokens", lambda bridge: 77)
+        patch.setattr(pipeline.RunWriter, "consolidate", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            probes.capture(judge, items, path)
+    assert probes.capture(judge, items, path).attr("config")["batch_tokens"] == 77

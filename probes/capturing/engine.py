@@ -267,8 +267,7 @@ class Engine:
         gathered, logits, _ = self.states(tokens, wanted, **options)
         with torch.inference_mode():
             gathered |= self.of_score_tokens(logits)
-            if self._extras.mass or self._extras.entropy:
-                gathered |= self.over_vocabulary(gathered["residual"])
+            gathered |= self.over_vocabulary(gathered["residual"])
             return Pending(gathered)
 
     def states(
@@ -313,6 +312,8 @@ class Engine:
 
     def over_vocabulary(self, residual: Float[torch.Tensor, "layer prompt d_model"]) -> dict[str, torch.Tensor]:
         """Readings that need the whole vocabulary, under the ``norm`` lens, a layer at a time."""
+        if not (self._extras.mass or self._extras.entropy):
+            return {}
         found: dict[str, list[torch.Tensor]] = {}
         ids = self._token_ids.to(residual.device)
         for states in residual:

@@ -17,7 +17,7 @@ from jaxtyping import Int
 from probes.capturing.engine import Extras
 from probes.capturing.plan import Plan, make_plan
 from probes.capturing.support import free_tokens, length_class, packing_refusal, tolerances
-from probes.errors import ItemError, TemplateError
+from probes.errors import ItemError, ProbesError, TemplateError
 from probes.lens import check_lenses
 from probes.quantization import pass_dependence
 from probes.store.format import FORMAT, FORMAT_VERSION, Header, Status
@@ -100,8 +100,14 @@ def prepare(judge: Judge, items: Items, settings: Settings, path: Path | None = 
         ItemError: A human score lies outside the scale's human range, or an item lacks a field of the pair.
         ScoreTokenError: The scale cannot be read with this tokenizer.
         TemplateError: The template does not fit an item.
+        ProbesError: An extra reading does not go with the judge's condition.
     """
     check_lenses(settings.lenses)
+    if judge.decoding and (settings.extras.last_positions or settings.extras.response_mean):
+        raise ProbesError(
+            "last_positions and response_mean are read in the condition direct only; leave them out, or capture the "
+            "prompts once more with condition direct"
+        )
     _check_pair(judge)
     _check_human(judge, items)
     table = judge.prompt_table(items, spans=settings.extras.response_mean)
