@@ -10,14 +10,12 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from probes.cli_text import format_preview, format_table, preview_json
 from probes.errors import ProbesError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 app = typer.Typer(
     name="probes",
@@ -104,6 +102,16 @@ def capture(
     human_range: Annotated[str | None, typer.Option(help="Range of the human scores, e.g. -4..4.")] = None,
     case: Annotated[bool, typer.Option("--case", help="Also count capitalised labels.")] = False,
     bare: Annotated[bool, typer.Option("--bare", help="Only count the exact text of a label.")] = False,
+    condition: Annotated[str, typer.Option(help="direct, generate (a short answer) or reasoning.")] = "direct",
+    rule: Annotated[
+        str | None, typer.Option(help="Which generated label is the score: first, anchor, anchor:REGEX or last.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens generated at most; 10 (generate) or 512 (reasoning) unless given.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers an item; several need a temperature.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     field: Annotated[list[str] | None, typer.Option(help="Text field: NAME or NAME=COLUMN. Repeatable.")] = None,
     id: Annotated[str, typer.Option(help="Column of the ids.")] = "id",
     criterion: Annotated[str, typer.Option(help="Column of the criterion.")] = "criterion",
@@ -117,13 +125,20 @@ def capture(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="For example cuda:0.")] = None,
     device_map: Annotated[str | None, typer.Option(help="Passed to transformers, e.g. auto.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="8bit or 4bit: quantise while loading.")] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision.")] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
     lens: Annotated[list[str] | None, typer.Option(help="Lens to store: raw, norm. Repeatable; both.")] = None,
     residuals: Annotated[bool, typer.Option(help="Store the residual states.")] = True,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one pass.")] = 4096,
+    mass: Annotated[bool, typer.Option("--mass", help="Store the scale's probability at every layer.")] = False,
+    entropy: Annotated[bool, typer.Option("--entropy", help="Store the entropy at every layer.")] = False,
+    last_positions: Annotated[int, typer.Option(min=0, help="Store the states of so many last positions.")] = 0,
+    response_mean: Annotated[bool, typer.Option("--response-mean", help="Store the response's mean state.")] = False,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens in one pass; chosen by free memory unless given.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest prompt to capture.")] = None,
-    share_prefix: Annotated[bool, typer.Option(help="Compute the common start of all prompts once.")] = True,
+    share_prefix: Annotated[bool, typer.Option(help="Compute what prompts start with in common once.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     as_json: AsJson = False,
@@ -153,29 +168,38 @@ def capture(
         hf_split=hf_split,
         limit=limit,
     )
+    # The names of conditions and quantisations are checked where they are used.
+    named: dict[str, Any] = {"condition": condition, "quantization": quantization}
     judge = Judge.load(
         model,
         template=template,
         scale=labels,
+        rule=rule,
+        max_new_tokens=max_new_tokens,
+        samples=samples,
+        temperature=temperature,
+        seed=seed,
         dtype=dtype,
         device=device,
         device_map=device_map,
         revision=revision,
         trust_remote_code=trust_remote_code,
+        **named,
     )
     options: dict[str, Any] = {
         "lenses": tuple(lens or LENSES),
         "residuals": residuals,
+        "mass": mass,
+        "entropy": entropy,
+        "last_positions": last_positions,
+        "response_mean": response_mean,
         "batch_tokens": batch_tokens,
         "max_tokens": max_tokens,
         "share_prefix": share_prefix,
     }
     if dry_run:
-        if not as_json:
-            worth = ", ".join(f"{label} = {value:g}" for label, value in zip(labels.labels, labels.values, strict=True))
-            low, high = labels.human_range
-            typer.echo(f"Labels: {worth}; human scores {low:g} to {high:g}.\n")
-        _show_preview(preview(judge, records, **options), as_json)
+        shown = preview(judge, records, **options)
+        typer.echo(preview_json(shown, judge) if as_json else format_preview(shown, judge))
         return
     with run_capture(judge, records, out, overwrite=overwrite, **options) as run:
         counts = {"path": str(run.path), "items": len(run.item_status), "captured": int((run.item_status == 0).sum())}
@@ -276,43 +300,6 @@ def _fields(pairs: list[str] | None) -> dict[str, str] | None:
 def _file_name(spec: str) -> str:
     """A judge's name as a file name on every system (``layer:12`` is none on Windows)."""
     return spec.replace(":", "-")
-
-
-def _show_preview(shown: Any, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(vars(shown)))
-        return
-    saving = 1 - shown.tokens_after / max(1, shown.tokens_before)
-    lines = [
-        "First prompt, as the model sees it:",
-        "-" * 72,
-        shown.first_prompt,
-        "-" * 72,
-        f"tokens of it   {shown.first_n_tokens}",
-        f"items          {shown.n_items}" + (f" ({shown.n_too_long} too long)" if shown.n_too_long else ""),
-        f"tokens         {shown.tokens_before:,} one by one, {shown.tokens_after:,} as planned ({saving:.0%} saved)"
-        + (f"; prefix not shared: {shown.prefix_note}" if shown.prefix_note else ""),
-        f"passes         {shown.n_passes}",
-        f"run file       {shown.n_bytes / 1e6:,.1f} MB",
-        f"time           about {shown.seconds:,.0f} s on this machine",
-    ]
-    typer.echo("\n".join(lines))
-
-
-def format_table(table: pd.DataFrame) -> str:
-    """A comparison as text: one row a judge, intervals in brackets."""
-    rows = table.copy()
-    for name in ("spearman", "gain_over_final", "gain_over_baseline"):
-        low, high = rows.pop(f"{name}_lo"), rows.pop(f"{name}_hi")
-        rows[name] = [
-            f"{value:+.3f} [{lo:+.3f}, {hi:+.3f}]" if value == value else "undefined"
-            for value, lo, hi in zip(rows[name], low, high, strict=True)
-        ]
-    columns = ["judge", "lens", "labels_used", "n_used", "n_total", "spearman", "pearson", "kendall"]
-    columns += ["gain_over_final", "gain_over_baseline"]
-    if rows["criterion"].nunique() > 1:
-        columns.insert(0, "criterion")
-    return str(rows[columns].to_string(index=False, float_format=lambda x: f"{x:+.3f}"))
 
 
 def main(arguments: list[str] | None = None) -> None:

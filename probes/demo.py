@@ -37,7 +37,7 @@ def run_demo(
         The comparison, for notebooks.
     """
     from probes.capturing import capture
-    from probes.cli import format_table
+    from probes.cli_text import format_table
     from probes.comparing import compare
     from probes.demo_items import vader_words
     from probes.judge import Judge

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -47,6 +48,27 @@ def capture_flags(folder):
     ]
 
 
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A model and pairs of responses to one task, each rated by three people: 1 where they prefer A."""
+    folder = tmp_path_factory.mktemp("pairs")
+    tiny.save_model(folder / "model")
+    words = tiny.WORDS
+    with (folder / "pairs.jsonl").open("w") as file:
+        for k in range(40):
+            first, second = f"{words[k % 20]} {k}", f"{words[(k + 9) % 20]} {k + 1}"
+            record = {"task": "Say a word.", "response_a": first, "response_b": second}
+            file.write(json.dumps(record | {"human": [int(k % 4 > rater) for rater in range(3)]}) + "\n")
+    return folder
+
+
+def pair_flags(folder):
+    return [
+        *("--items", folder / "pairs.jsonl", "--model", folder / "model", "--template", "pair"),
+        *("--scale", "A=1,B=0", "--field", "response_a", "--field", "response_b", "--field", "task"),
+    ]
+
+
 def test_capture_maps_columns_and_counts(workspace, capsys):
     assert run("capture", *capture_flags(workspace), "--out", workspace / "again.h5", "--limit", 7, "--json") == 0
     captured = capsys.readouterr()
@@ -65,9 +87,85 @@ def test_dry_run_shows_the_prompt_as_the_model_sees_it(workspace, capsys):
     n_tokens = len(tiny.tokenizer()(prompt, add_special_tokens=False)["input_ids"])
     assert f"tokens of it   {n_tokens}\n" in out
     assert "items          60\n" in out
-    assert "saved)" in out
+    assert "readings       60\n" in out
+    counts = re.search(r"tokens         ([\d,]+) one by one, ([\d,]+) with every shared prefix computed once \(", out)
+    assert 0 < int(counts[2].replace(",", "")) < int(counts[1].replace(",", ""))
+    assert "generated" not in out
     assert not (workspace / "dry.h5").exists()
     assert not (workspace / "dry.h5.partial").exists()
+
+
+def test_dry_run_says_why_nothing_is_shared(workspace, capsys):
+    assert run("capture", *capture_flags(workspace), "--out", "x.h5", "--dry-run", "--no-share-prefix") == 0
+    assert "in padded passes; shared prefixes are not used: switched off\n" in capsys.readouterr().out
+
+
+def test_dry_run_counts_orders_samples_and_generated_tokens(pairs, capsys):
+    flags = [*pair_flags(pairs), "--condition", "generate", "--samples", "3", "--temperature", "1"]
+    assert run("capture", *flags, "--max-new-tokens", 4, "--out", "x.h5", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "Labels: B = 0, A = 1; human scores 0 to 1.\n" in out
+    assert "readings       240 (40 items x 2 orders x 3 samples)\n" in out
+    assert "generated      960 tokens at most\n" in out
+    assert run("capture", *flags, "--max-new-tokens", 4, "--out", "x.h5", "--dry-run", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["n_items"], shown["n_readings"], shown["answer_tokens"], shown["sharing_note"]) == (40, 240, 960, "")
+    assert shown["tokens_after"] < shown["tokens_before"]
+
+
+def test_every_flag_of_a_generated_answer_reaches_the_run(workspace, capsys):
+    flags = ["--condition", "reasoning", "--rule", "anchor:Verdict", "--max-new-tokens", 3, "--samples", 2]
+    flags += ["--temperature", 0.5, "--seed", 7, "--mass", "--entropy", "--limit", 3]
+    assert run("capture", *capture_flags(workspace), *flags, "--out", workspace / "generated.h5") == 0
+    config = workspace / "generated.yaml"
+    config.write_text(
+        "condition: reasoning\nrule: anchor:Verdict\nmax-new-tokens: 3\nsamples: 2\ntemperature: 0.5\nseed: 7\n"
+        "mass: true\nentropy: true\nlimit: 3\n"
+    )
+    assert run("capture", *capture_flags(workspace), "--config", config, "--out", workspace / "from-yaml.h5") == 0
+    with probes.open_run(workspace / "generated.h5") as one, probes.open_run(workspace / "from-yaml.h5") as other:
+        assert one.judge_hash == other.judge_hash
+        assert one.extras == other.extras == ("scale_mass", "entropy")
+        assert one.readings.sample.tolist() == [0, 1] * 3
+        assert one.generated_text == other.generated_text
+        described = one.attr("judge")
+    assert described["condition"] == "reasoning"
+    assert described["decoding"] == {
+        "rule": {"kind": "anchor", "anchor": "Verdict"},
+        "max_new_tokens": 3,
+        "samples": 2,
+        "temperature": 0.5,
+        "seed": 7,
+    }
+
+
+def test_readings_of_the_prompt_are_flags(workspace, capsys):
+    (workspace / "response.yaml").write_text("user: 'How positive is {{ response }}? Reply with the number only.'\n")
+    flags = ["--items", workspace / "items.jsonl", "--model", workspace / "model", "--human-range=-4..4", "--limit", 3]
+    flags += ["--template", workspace / "response.yaml", "--field", "response=text", "--id", "key", "--human", "scores"]
+    flags += ["--last-positions", 4, "--response-mean", "--batch-tokens", 50, "--out", workspace / "prompt.h5"]
+    assert run("capture", *flags) == 0
+    with probes.open_run(workspace / "prompt.h5") as opened:
+        assert opened.extra("last_positions").shape == (3, 4, 4, 48)
+        assert opened.extra("response_mean").shape == (3, 4, 48)
+        assert opened.attr("config")["batch_tokens"] == 50
+
+
+def test_pairs_are_judged_and_compared(pairs, capsys):
+    assert run("capture", *pair_flags(pairs), "--out", pairs / "run.h5", "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"path": str(pairs / "run.h5"), "items": 40, "captured": 40}
+    assert "the response shown first gains" in captured.err
+    with probes.open_run(pairs / "run.h5") as opened:
+        assert opened.items[0].fields == {"response_a": "calm 0", "response_b": "song 1", "task": "Say a word."}
+        assert len(opened.status) == 80
+        # The share of raters who prefer A.
+        assert opened.human_value[:4] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    judges = ["--judge", "final", "--judge", "slope-ridge"]
+    assert run("compare", pairs / "run.h5", *judges, "--resamples", 200, "--json") == 0
+    rows = {row["judge"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {(row["n_used"], row["n_total"]) for row in rows.values()} == {(40, 40)}
+    assert all(-1 <= rows[name]["spearman"] <= 1 for name in ("final", "slope-ridge"))
 
 
 def test_compare_prints_and_writes_a_table(workspace, capsys):
@@ -143,10 +241,23 @@ def test_a_config_file_stands_for_flags_and_flags_win(workspace, capsys):
             ["capture", "--items", "x.jsonl", "--out", "x.h5", "--scale", "5..1"],
             "error: the scale '5..1' must run upwards, for example 1..5\n",
         ),
+        (
+            ["capture", "--items", "items.jsonl", "--out", "x.h5", "--condition", "guess"],
+            "error: unknown condition 'guess': choose one of direct, generate, reasoning\n",
+        ),
+        (
+            ["capture", "--items", "items.jsonl", "--out", "x.h5", "--quantization", "2bit"],
+            "error: unknown quantization '2bit': choose 8bit or 4bit\n",
+        ),
+        (
+            ["capture", "--items", "items.jsonl", "--out", "x.h5", "--samples", "2"],
+            "error: the condition direct generates nothing; choose generate or reasoning (--condition)\n",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "items.jsonl").write_text('{"id": "a", "response": "calm"}\n')
     assert run(*arguments) == 2
     captured = capsys.readouterr()
     assert captured.err == message

@@ -52,7 +52,7 @@ def test_a_second_demo_reuses_the_run(demo, monkeypatch):
 
     out, _, found = demo
     before = (out / "run.h5").read_bytes()
-    monkeypatch.setattr(Engine, "run", lambda *args: pytest.fail("captured again"))
+    monkeypatch.setattr(Engine, "states", lambda *args, **options: pytest.fail("captured again"))
     again = run_demo(out, n_words=120, echo=lambda text: None)
     assert (out / "run.h5").read_bytes() == before
     pd.testing.assert_frame_equal(again.table, found.table)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import probes
 from probes.errors import TemplateError
+from probes.locate import ScoreFinder, ScoreRule
 from probes.prompts import load_template, render, template_names
 from tests import tiny
 
@@ -99,7 +102,7 @@ def test_chat_options_reach_the_chat_template():
     assert prompt.text.endswith("<think></think>")
 
 
-@pytest.mark.parametrize("name", ["rubric", "g-eval"])
+@pytest.mark.parametrize("name", ["rubric", "reasoning", "g-eval"])
 def test_ready_templates_show_every_field(name):
     text = render(tiny.tokenizer(), load_template(name), FULL, SCALE).text
     for field in FULL.fields.values():
@@ -110,6 +113,43 @@ def test_ready_templates_show_every_field(name):
     assert "Short." in render(tiny.tokenizer(), load_template(name), minimal, SCALE).text
     two = render(tiny.tokenizer(), load_template("rubric"), minimal, probes.Scale.parse("yes/no")).text
     assert "Answer with no or yes." in two
+
+
+@pytest.mark.parametrize("name", ["rubric", "reasoning"])
+def test_criteria_of_one_response_share_everything_in_front_of_them(name):
+    other = replace(FULL, criterion="style", fields=FULL.fields | {"criterion_text": "Is it well written?"})
+    texts = [render(tiny.tokenizer(), load_template(name), item, SCALE).text for item in (FULL, other)]
+    (shared,) = {text.partition("## Criterion\n")[0] for text in texts}
+    assert shared.endswith("A committee met.\n\n")
+
+
+def test_pair_template_shows_both_responses_and_asks_for_a_letter():
+    fields = {"task": "Summarise.", "context": "The committee met.", "response_a": "Met.", "response_b": "It sat."}
+    judge = load_template("pair")
+    assert judge.pair == ("response_a", "response_b")
+    assert judge.first_label == "A"
+    item = probes.Item(id="p", fields=fields)
+    text = render(tiny.tokenizer(), judge, item, probes.Scale.parse("A=1,B=0")).text
+    assert "## Response A\nMet.\n\n## Response B\nIt sat.\n\n## Question\nWhich response is better?\n" in text
+    assert text.endswith("Answer with one letter, A or B.<|end|>\n<|start|>assistant\nAnswer:")
+    ties = probes.Scale.parse("A=1,tie=0.5,B=0")
+    assert "Answer with one of A, tie, B." in render(tiny.tokenizer(), judge, item, ties).text
+    asked = replace(item, criterion="style", fields=fields | {"criterion_text": "Is it short?"})
+    text = render(tiny.tokenizer(), judge, asked, probes.Scale.parse("A=1,B=0")).text
+    assert "## Criterion\nstyle: Is it short?\n\n## Question\nWhich response is better by this criterion?\n" in text
+
+
+@pytest.mark.parametrize(("scale", "labels"), [("1..5", ("1", "5")), ("yes/no", ("no", "yes"))])
+def test_reasoning_template_asks_for_what_the_anchor_finds(scale, labels):
+    parsed = probes.Scale.parse(scale)
+    text = render(tiny.tokenizer(), load_template("reasoning"), FULL, parsed).text
+    assert text.endswith("<|end|>\n<|start|>assistant\n")
+    assert all(label in text for label in labels)
+    # A model that repeats the instruction has not given a score yet.
+    finder = ScoreFinder(ScoreRule(), parsed, {ord(letter): 0 for letter in "15"}, lambda ids: "".join(map(chr, ids)))
+    asked = text[text.index("Give your reasons") : text.index("<|end|>\n<|start|>assistant")]
+    assert not any(finder.feed(ord(letter)) for letter in asked)
+    assert finder.result() is None
 
 
 def test_words_template_has_five_examples():
@@ -181,8 +221,9 @@ def test_a_broken_template_says_where(tmp_path, text, message):
 def test_an_unknown_template_lists_the_known():
     with pytest.raises(TemplateError) as error:
         load_template("rubrik")
-    assert str(error.value) == "no template 'rubrik': give a YAML file or one of g-eval, rubric, words"
-    assert template_names() == ["g-eval", "rubric", "words"]
+    names = ["g-eval", "pair", "reasoning", "rubric", "words"]
+    assert str(error.value) == f"no template 'rubrik': give a YAML file or one of {', '.join(names)}"
+    assert template_names() == names
 
 
 def test_a_chat_template_that_prints_the_date_gives_one_prompt_for_ever():

@@ -1,0 +1,79 @@
+"""What the command line prints: previews and tables as text."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from probes.capturing.preview import Preview
+    from probes.judge import Judge
+
+
+def format_preview(shown: Preview, judge: Judge) -> str:
+    """What a capture would do, as text: labels, first prompt, and what it costs."""
+    scale = judge.scale
+    worth = ", ".join(f"{label} = {value:g}" for label, value in zip(scale.labels, scale.values, strict=True))
+    low, high = scale.human_range
+    orders, samples = _per_item(judge)
+    readings = f"{_n_readings(shown, judge):,}"
+    if orders * samples > 1:
+        each = [f"{count} {what}" for count, what in ((orders, "orders"), (samples, "samples")) if count > 1]
+        readings += f" ({' x '.join([f'{shown.n_items:,} items', *each])})"
+    lines = [
+        f"Labels: {worth}; human scores {low:g} to {high:g}.",
+        "",
+        "First prompt, as the model sees it:",
+        "-" * 72,
+        shown.first_prompt,
+        "-" * 72,
+        f"tokens of it   {shown.first_n_tokens}",
+        f"items          {shown.n_items}" + (f" ({shown.n_too_long} prompts too long)" if shown.n_too_long else ""),
+        f"readings       {readings}",
+        f"tokens         {shown.tokens_before:,} one by one, {_as_planned(shown)}",
+        *([f"generated      {shown.answer_tokens:,} tokens at most"] if judge.decoding else []),
+        f"passes         {shown.n_passes:,}",
+        f"run file       {shown.n_bytes / 1e6:,.1f} MB",
+        f"time           about {shown.seconds:,.0f} s on this machine",
+    ]
+    return "\n".join(lines)
+
+
+def _as_planned(shown: Preview) -> str:
+    if shown.sharing_note:
+        return f"{shown.tokens_after:,} in padded passes; shared prefixes are not used: {shown.sharing_note}"
+    saving = 1 - shown.tokens_after / max(1, shown.tokens_before)
+    return f"{shown.tokens_after:,} with every shared prefix computed once ({saving:.0%} saved)"
+
+
+def preview_json(shown: Preview, judge: Judge) -> str:
+    """What a capture would do, for scripts."""
+    return json.dumps(vars(shown) | {"n_readings": _n_readings(shown, judge)})
+
+
+def _per_item(judge: Judge) -> tuple[int, int]:
+    """Orders in which an item is shown, and answers to each."""
+    return (1 if judge.template.pair is None else 2), (judge.decoding.samples if judge.decoding else 1)
+
+
+def _n_readings(shown: Preview, judge: Judge) -> int:
+    orders, samples = _per_item(judge)
+    return shown.n_items * orders * samples
+
+
+def format_table(table: pd.DataFrame) -> str:
+    """A comparison as text: one row a judge, intervals in brackets."""
+    rows = table.copy()
+    for name in ("spearman", "gain_over_final", "gain_over_baseline"):
+        low, high = rows.pop(f"{name}_lo"), rows.pop(f"{name}_hi")
+        rows[name] = [
+            f"{value:+.3f} [{lo:+.3f}, {hi:+.3f}]" if value == value else "undefined"
+            for value, lo, hi in zip(rows[name], low, high, strict=True)
+        ]
+    columns = ["judge", "lens", "labels_used", "n_used", "n_total", "spearman", "pearson", "kendall"]
+    columns += ["gain_over_final", "gain_over_baseline"]
+    if rows["criterion"].nunique() > 1:
+        columns.insert(0, "criterion")
+    return str(rows[columns].to_string(index=False, float_format=lambda x: f"{x:+.3f}"))
