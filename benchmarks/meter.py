@@ -9,13 +9,10 @@ from unittest import mock
 
 import torch
 
-from probes.capturing.runner import Runner
+from probes.capturing import checking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-# The part of the check of a run's first pass that a capture without it would not do: prompts computed alone again.
-CHECK = "_alone"
 
 
 @dataclass
@@ -43,7 +40,8 @@ class Meter:
             self.bridge.register_forward_pre_hook(self._enter, with_kwargs=True),
             self.bridge.register_forward_hook(self._leave),
         ]
-        original = getattr(Runner, CHECK)
+        # The part of the check of a run's first pass that a capture without it would not do.
+        original = checking.alone
 
         def checked(*args: Any, **kwargs: Any) -> Any:
             started, self._checking = time.perf_counter(), True
@@ -55,7 +53,7 @@ class Meter:
 
         started = time.perf_counter()
         try:
-            with mock.patch.object(Runner, CHECK, checked):
+            with mock.patch.object(checking, "alone", checked):
                 return run()
         finally:
             self.total = time.perf_counter() - started

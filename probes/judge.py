@@ -185,8 +185,8 @@ class Judge:
     @property
     def kernel(self) -> str:
         """What computes the model's own attention in packed prompts: ``sdpa``, or ``eager`` where SDPA cannot."""
-        fast = "sdpa" if getattr(self.bridge.original_model, "_supports_sdpa", False) else "eager"
-        return fast if self.attention is None else "eager" if self.attention == "eager" else "sdpa"
+        fast = getattr(self.bridge.original_model, "_supports_sdpa", False) and self.attention != "eager"
+        return "sdpa" if fast else "eager"
 
     def prompts(self, items: Items | Sequence[Item]) -> list[Prompt]:
         """Prompts of all items, ready to be read at their last token; see ``prompt_table``."""

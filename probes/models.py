@@ -145,7 +145,7 @@ def _resolve(name: str) -> str:
 
 def _from_pretrained(source: str, name: str, loading: _Loading) -> tuple[Any, str | None]:
     """Load a model; return it and how it is quantised."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     options: dict[str, Any] = {"revision": loading.revision, "trust_remote_code": loading.trust_remote_code}
     with _one_line(f"the model {name!r}"):
@@ -153,7 +153,10 @@ def _from_pretrained(source: str, name: str, loading: _Loading) -> tuple[Any, st
     packed = check_loadable(config, name)
     options |= _placement(config, name, loading, packed)
     with _one_line(f"the model {name!r}" + (f" ({packed})" if packed else "")):
-        model, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+        # Multimodal models judge texts as well, but are filed under another name.
+        textual = loading.trust_remote_code or type(config) in AutoModelForCausalLM._model_mapping
+        loader = AutoModelForCausalLM if textual else AutoModelForImageTextToText
+        model, info = loader.from_pretrained(source, output_loading_info=True, **options)
     check_complete(info, name)
     if packed is None:
         check_unpacked(info, name)
@@ -266,14 +269,25 @@ def _wrap(hf_model: Any, tokenizer: Any, name: str, quantised: str | None) -> Lo
                 tokenizer=_load_tokenizer(folder, None, False),
                 dtype=hf_model.dtype,
             )
-        except (ValueError, RuntimeError, AttributeError, KeyError) as error:
+        except Exception as error:  # adapters fail in any way on models that they were not written for
             reason = first_line(error)[:200]
+            if "Could not determine supported architecture" in reason:
+                reason = "it has no adapter for this architecture"
             if quantised is not None:
                 reason = f"it splits weights that are packed ({quantised}); load the model unquantised"
             raise ModelError(f"TransformerLens cannot wrap {type(hf_model).__name__} ({name}): {reason}") from error
+    _drop_empty_rotary(bridge)
     bridge.eval()
     setattr(hf_model, _ORIGIN, _Origin(weights_hash, hash_weights(hf_model), attention, tokenizer, quantised))
     return LoadedModel(bridge, tokenizer, name, weights_hash, attention, quantised)
+
+
+def _drop_empty_rotary(bridge: Any) -> None:
+    """Undo the wrapping of rotary embeddings that a model does not have (Granite 4 without positions)."""
+    for module in bridge.original_model.modules():
+        for name, child in list(module.named_children()):
+            if type(child).__name__ == "RotaryEmbeddingBridge" and child.original_component is None:
+                setattr(module, name, None)
 
 
 def _refuse_offloaded(hf_model: Any, name: str) -> None:

@@ -19,7 +19,6 @@ import probes
 from probes.capturing import pipeline
 from probes.capturing.engine import Engine, Pending, native_attention
 from probes.capturing.job import Settings, make_header, prepare
-from probes.capturing.runner import Runner
 from probes.capturing.support import RESIDUAL_TOLERANCE
 from probes.errors import ItemError, ModelError, RunFileError, TemplateError
 from probes.store.format import Status
@@ -151,7 +150,8 @@ def test_non_finite_states_are_counted_not_hidden(booted, tmp_path, monkeypatch)
         result.residual[-1, 1, 0] = np.inf
         return result
 
-    monkeypatch.setattr(Runner, "_choose", lambda self: {"attention": "native", "layout": "packed", "fallback": []})
+    chosen = {"attention": "native", "layout": "packed", "fallback": []}
+    monkeypatch.setattr("probes.capturing.runner.choose", lambda runner, job: chosen)
     monkeypatch.setattr(Pending, "result", broken)
     run = probes.capture(judge, items, tmp_path / "run.h5", batch_tokens=10_000)
     assert (run.status == Status.NON_FINITE).sum() == 1
@@ -314,25 +314,41 @@ def test_sharing_that_changes_states_is_found_and_dropped(booted, tmp_path, capl
     assert relative(run.residual(), residual) <= RESIDUAL_TOLERANCE
 
 
-def test_a_wrong_fast_attention_is_found_and_dropped(booted, tmp_path, caplog, monkeypatch):
-    """A kernel that computes something else must not survive the first pass."""
+def test_padding_that_changes_states_is_found_and_dropped(booted, tmp_path, caplog, monkeypatch):
+    """Rows that are read at the last position of the pass, whatever their length."""
+    wanted = Engine._wanted
+
+    def last_of_all(self, places, first, spans):
+        found = wanted(self, places, first, spans)
+        return replace(found, last=torch.full_like(found.last, int(found.last.max())))
+
+    monkeypatch.setattr(Engine, "_wanted", last_of_all)
+    with caplog.at_level(logging.WARNING):
+        run = probes.capture(make_judge(booted), tiny.word_items(), tmp_path / "run.h5", share_prefix=False)
+    assert "with batched prompts and native attention, states differ from one-by-one capture" in caplog.text
+    assert run.attr("deviations")["layout"] == "single"
+    residual, _ = plain_transformers("llama", [ids.tolist() for ids in run.token_ids])
+    assert relative(run.residual(), residual) <= RESIDUAL_TOLERANCE
+
+
+def test_the_models_own_attention_is_the_reference(booted, tmp_path):
+    """What TransformerLens makes of it may differ; a model is what its authors run."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
 
-    def wrong(module, query, key, value, attention_mask, scaling=None, **options):
-        return sdpa_attention_forward(module, query * 1.01, key, value, attention_mask, scaling=scaling, **options)
+    def sharper(module, query, key, value, attention_mask, scaling=None, **options):
+        return sdpa_attention_forward(module, query * 1.1, key, value, attention_mask, scaling=scaling, **options)
 
-    AttentionInterface.register("wrong", wrong)
-    AttentionMaskInterface.register("wrong", sdpa_mask)
-    judge = make_judge(booted, attention="wrong")
-    monkeypatch.setattr(Engine, "run_packed", lambda self, p, kernel, spans: self.run_batched(p, spans))
-    with caplog.at_level(logging.WARNING):
-        run = probes.capture(judge, tiny.word_items(), tmp_path / "run.h5")
-    assert "with batched prompts and native attention, states differ" in caplog.text
-    assert run.attr("deviations")["attention"] == "bridge"
-    residual, _ = plain_transformers("llama", [ids.tolist() for ids in run.token_ids])
-    assert relative(run.residual(), residual) <= RESIDUAL_TOLERANCE
+    AttentionInterface.register("sharper", sharper)
+    AttentionMaskInterface.register("sharper", sdpa_mask)
+    judge, items = make_judge(booted, attention="sharper"), tiny.word_items()
+    run = probes.capture(judge, items, tmp_path / "run.h5")
+    # Packed prompts would not run it, which the check finds.
+    assert run.attr("deviations")["layout"] == "batched"
+    assert "packed prompts and native attention, states differ" in run.attr("deviations")["fallback"][0]
+    usual = probes.capture(make_judge(booted), items, tmp_path / "usual.h5")
+    assert relative(run.residual(), usual.residual()) > 100 * RESIDUAL_TOLERANCE
 
 
 def test_a_fast_attention_that_does_not_run_is_dropped(booted, tmp_path, caplog):
@@ -340,8 +356,7 @@ def test_a_fast_attention_that_does_not_run_is_dropped(booted, tmp_path, caplog)
     judge = make_judge(booted, "gemma2", attention="sdpa")
     with caplog.at_level(logging.WARNING):
         run = probes.capture(judge, tiny.word_items(), tmp_path / "run.h5")
-    assert "packed prompts and native attention do not run: this model's attention has a soft-cap" in caplog.text
-    assert "batched prompts and native attention do not run" in caplog.text
+    assert "native attention does not run: `sdpa` attention does not support `softcap`" in caplog.text
     assert run.attr("deviations")["attention"] == "bridge"
     residual, _ = plain_transformers("gemma2", [ids.tolist() for ids in run.token_ids])
     assert relative(run.residual(), residual) <= RESIDUAL_TOLERANCE

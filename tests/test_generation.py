@@ -209,8 +209,8 @@ def test_decoding_that_goes_wrong_is_found_and_dropped(booted, tmp_path, monkeyp
     scripted(monkeypatch, judge, ["It is 4", "Perhaps 3", "No, 1", "Well, 2"])
     with caplog.at_level(logging.WARNING):
         run = probes.capture(judge, items, tmp_path / "run.h5")
-    assert "decoded together, states differ from those read alone" in caplog.text
-    assert run.attr("deviations")["layout"] == "batched"
+    assert "packed answers differ by" in caplog.text
+    assert run.attr("deviations")["answers"] == "cached"
     for row in range(4):
         whole = [*run.token_ids[row].tolist(), *run.generated_ids[row].tolist()][: int(run.position[row]) + 1]
         assert relative(run.residual()[row], plain_transformers("llama", [whole])[0][0]) <= RESIDUAL_TOLERANCE

@@ -12,10 +12,10 @@ import torch
 from transformer_lens.tools.analysis import logit_lens
 
 import probes
-from probes.capturing import attention, pipeline
+from probes.capturing import attention, checking, pipeline
 from probes.capturing.engine import Engine, Extras, joined, native_attention
+from probes.capturing.job import Settings, prepare
 from probes.capturing.readout import extract_readout
-from probes.capturing.runner import Runner
 from probes.capturing.support import RESIDUAL_TOLERANCE, free_tokens, length_class, packing_refusal
 from probes.capturing.trie import lexicographic
 from probes.errors import ItemError
@@ -255,13 +255,29 @@ def test_more_last_positions_than_a_prompt_has_are_refused(booted, tmp_path):
         probes.capture(make_judge(booted), tiny.word_items(), tmp_path / "run.h5", last_positions=500)
 
 
-def test_the_check_looks_at_the_prompt_that_shares_most(booted, tmp_path, monkeypatch):
+@pytest.mark.parametrize("batch_tokens", [100, 10_000])
+def test_the_check_takes_two_prompts_and_reaches_into_the_second_pass(booted, tmp_path, monkeypatch, batch_tokens):
     seen = []
-    alone = Runner._alone
-    monkeypatch.setattr(Runner, "_alone", lambda self, row: seen.append(row) or alone(self, row))
+    alone = checking.alone
+    monkeypatch.setattr(checking, "alone", lambda runner, row, *a: seen.append(row) or alone(runner, row, *a))
     judge, items = make_judge(booted), tiny.word_items()
-    probes.capture(judge, items, tmp_path / "run.h5")
+    probes.capture(judge, items, tmp_path / "run.h5", batch_tokens=batch_tokens)
     assert len(set(seen)) == 2
+    plan = prepare(judge, items, Settings(("norm",), batch_tokens=batch_tokens)).plan
+    assert (seen[1] in plan.passes[0]) is (len(plan.passes) == 1)
+
+
+def test_keys_that_are_carried_wrongly_are_found(booted, tmp_path, monkeypatch, caplog):
+    carry_on = Engine.carry_on
+
+    def wrong(self, path, carry):
+        carry_on(self, path, [(key * 1.01, value) for key, value in carry])
+
+    monkeypatch.setattr(Engine, "carry_on", wrong)
+    with caplog.at_level(logging.WARNING):
+        run = probes.capture(make_judge(booted), tiny.word_items(), tmp_path / "run.h5", batch_tokens=100)
+    assert "packed prompts and native attention, states differ" in caplog.text
+    assert run.attr("deviations")["layout"] == "batched"
 
 
 def test_batch_size_follows_free_memory_on_a_gpu(booted, monkeypatch):

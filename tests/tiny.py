@@ -172,6 +172,51 @@ _CONFIGS |= {
         new_decoder_architecture=False,
         multi_query=True,
     ),
+    # Kinds of attention and of layers that the models above lack; see test_zoo.
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **_sizes(**_GQA, head_dim=12, sliding_window=8, num_local_experts=4, num_experts_per_tok=2),
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(
+        **_sizes(num_key_value_heads=4, kv_lora_rank=16, q_lora_rank=16, v_head_dim=12),
+        **{"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2},
+        **{"moe_intermediate_size": 32, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 2},
+        topk_group=1,
+    ),
+    "smollm3": lambda: transformers.SmolLM3Config(**_sizes(**_GQA), no_rope_layers=[1, 0, 1]),
+    "gemma4": lambda: transformers.Gemma4TextConfig(
+        **_sizes(**_GQA, head_dim=12, global_head_dim=12, sliding_window=8),
+        **{"vocab_size_per_layer_input": 400, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 1},
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+    ),
+    "opt": lambda: transformers.OPTConfig(
+        hidden_size=48,
+        word_embed_proj_dim=48,
+        ffn_dim=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        vocab_size=400,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    ),
+    "falcon_alibi": lambda: transformers.FalconConfig(
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        vocab_size=400,
+        alibi=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        new_decoder_architecture=False,
+        multi_query=False,
+    ),
+    "bamba": lambda: transformers.BambaConfig(
+        **_sizes(**_GQA, attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=12, mamba_d_state=8),
+        **{"mamba_n_groups": 1, "mamba_expand": 2, "mamba_chunk_size": 16},
+    ),
 }
 
 

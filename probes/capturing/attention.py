@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from probes.capturing.trie import Chunk, Layout
 
 NAME: Final = "probes_tree"
+# What models hand to their attention besides queries, keys and values. The rest could change what is computed.
+_UNDERSTOOD: Final = {
+    *("dropout", "scaling", "sliding_window", "softcap", "s_aux", "is_causal"),
+    *("position_ids", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits", "return_dict"),
+}
 # State that the registered function works on: transformers calls it by name, with no place for an argument.
 _active: ContextVar[Any] = ContextVar("probes_attention")
 
@@ -41,9 +46,17 @@ def _dispatch(
     query: _Query,
     key: _Key,
     value: _Value,
-    attention_mask: Any,  # noqa: ARG001 - None, since models build no mask for this function
+    attention_mask: Any,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
+    # Models build no mask for this function, so what is handed in is something that it does not know of.
+    unknown = [name for name, value in options.items() if value is not None and name not in _UNDERSTOOD]
+    causal = options.get("is_causal")
+    if causal is None:
+        causal = getattr(module, "is_causal", True)
+    if attention_mask is not None or unknown or not causal:
+        what = ", ".join(unknown) or ("a mask of its own" if causal else "tokens that look ahead")
+        raise ModelError(f"attention with {what} is not supported in packed prompts")
     return _active.get().attend(module, query, key, value, **options), None
 
 

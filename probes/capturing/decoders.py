@@ -7,6 +7,7 @@ architecture.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -180,10 +181,12 @@ class PlainDecoder:
     Args:
         engine: The engine.
         prompt: Token ids.
+        cached: Use the cache; without, every step is what a pass over all tokens gives.
     """
 
-    def __init__(self, engine: Engine, prompt: Tokens) -> None:
+    def __init__(self, engine: Engine, prompt: Tokens, *, cached: bool = True) -> None:
         self._engine = engine
+        self._cached = cached
         self._tokens = np.asarray(prompt, dtype=np.int64)
         self._cache: Any = None
 
@@ -202,6 +205,12 @@ class PlainDecoder:
     def _run(self, tokens: Tokens) -> Step:
         engine = self._engine
         wanted = Wanted(engine.tensor(np.zeros(1)), engine.tensor(np.array([len(tokens) - 1])))
-        options = {} if self._cache is None else {"past_key_values": self._cache}
-        states, logits, self._cache = engine.states(engine.tensor(tokens)[None], wanted, use_cache=True, **options)
+        options: dict[str, Any] = {}
+        if self._cache is not None:
+            options["past_key_values"] = self._cache
+            # Some models count the tokens of a call from 0 unless they are told.
+            if "position_ids" in inspect.signature(engine.bridge.original_model.forward).parameters:
+                options["position_ids"] = engine.tensor(np.array([[len(self._tokens) - 1]]))
+        states, logits, cache = engine.states(engine.tensor(tokens)[None], wanted, use_cache=self._cached, **options)
+        self._cache = cache if self._cached else None
         return Step(states["residual"], logits)

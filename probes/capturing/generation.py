@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 
 from probes.capturing.decoders import Decoder, PackedDecoder, PlainDecoder, Step
 from probes.capturing.engine import PassResult, joined
-from probes.capturing.runner import PassRows, Runner, Way
-from probes.capturing.support import deviation, reset_positions
+from probes.capturing.runner import PassRows, Runner
+from probes.capturing.support import Way, deviation, length_class, reset_positions
 from probes.locate import Located, ScoreFinder, running_text
 from probes.store.format import Status
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from probes.capturing.job import Job
 
 logger = logging.getLogger(__name__)
+
+# From the fastest to the plainest: all answers of a pass together, one at a time with the model's own cache, or
+# every step from the start.
+_MODES = ("packed", "cached", "recomputed")
 
 
 @dataclass(eq=False)
@@ -75,10 +79,14 @@ class Generator:
         self._spellings = dict(zip(tokens.token_ids.tolist(), tokens.label_index.tolist(), strict=True))
         self._text = running_text(job.judge.tokenizer)
         self._ends = end_tokens(job.judge)
-        self._checked = False
+        self._length_class = length_class(job.judge.bridge)
+        usual = "packed" if runner.way.layout == "packed" else "cached"
+        self._mode = runner.notes.get("answers", usual)
+        self._checked = "answers" in runner.notes
 
     def run_shard(self, shard: int) -> Iterator[PassRows]:
         """The passes of a shard, one after the other."""
+        self._runner.computed = []
         self._runner.engine.forget()
         for number in self._job.plan.shards[shard]:
             rows = self._job.plan.passes[number]
@@ -102,14 +110,25 @@ class Generator:
     def _decode(self, rows: Sequence[int]) -> list[Answer]:
         judge, engine, samples = self._job.judge, self._runner.engine, self._decoding.samples
         reset_positions(judge.bridge)
-        answers = [self._new(row, sample) for row in rows for sample in range(samples)]
-        prompts = [self._job.table.tokens[row] for row in rows]
-        if self._runner.way.layout == "packed":
-            self._finish(PackedDecoder(engine, prompts, samples, judge.kernel), answers)
-        else:
-            for answer in answers:
-                self._finish(PlainDecoder(engine, self._job.table.tokens[answer.prompt]), [answer])
-        return answers
+        answers = {row: [self._new(row, sample) for sample in range(samples)] for row in rows}
+        together = [row for row in rows if self._mode == "packed" and not self._changes_class(row)]
+        if together:
+            prompts = [self._job.table.tokens[row] for row in together]
+            decoder = PackedDecoder(engine, prompts, samples, judge.kernel)
+            self._finish(decoder, [answer for row in together for answer in answers[row]])
+        for row in rows:
+            if row in together:
+                continue
+            # Position embeddings that change with length would not fit those in a cache.
+            cached = self._mode != "recomputed" and not self._changes_class(row)
+            for answer in answers[row]:
+                self._finish(PlainDecoder(engine, self._job.table.tokens[row], cached=cached), [answer])
+        return [answer for row in rows for answer in answers[row]]
+
+    def _changes_class(self, row: int) -> bool:
+        """Whether a prompt with its answer may get other position embeddings than the prompt alone."""
+        length = len(self._job.table.tokens[row])
+        return self._length_class(length) != self._length_class(length + self._decoding.max_new_tokens)
 
     def _new(self, prompt: int, sample: int) -> Answer:
         judge, item = self._job.judge, self._job.items[int(self._job.table.item[prompt])]
@@ -207,23 +226,28 @@ class Generator:
         )
 
     def _check(self, rows: Sequence[int], answers: list[Answer]) -> list[Answer]:
-        """Read one score again in the plainest way; where it differs, answer without shared prefixes."""
-        scored = [answer for answer in answers if answer.located is not None]
-        if not scored or self._runner.way.layout != "packed":
-            self._checked = bool(scored)
-            return answers
+        """Read one score again alone and without a cache; where it differs, answer in a plainer way."""
+        while self._mode != "recomputed":
+            scored = [(answer.located.step, answer) for answer in answers if answer.located is not None]
+            if not scored:
+                return answers  # nothing to check yet; the next pass may have a score
+            # The one with most behind the prompt, where errors would have added up.
+            step, answer = max(scored, key=lambda pair: pair[0])
+            whole = np.append(self._job.table.tokens[answer.prompt], answer.tokens[:step]).astype(np.int32)
+            reset_positions(self._job.judge.bridge)
+            with self._runner.going(Way("single", self._runner.way.attention)):
+                reference = self._runner.engine.run_batched([whole]).result()
+            found = deviation(answer.read[step], reference, self._job.judge.readout)
+            if found.within(self._job.judge.dtype):
+                break
+            plainer = _MODES[_MODES.index(self._mode) + 1]
+            self._runner.fall_back(
+                f"{self._mode} answers differ by {found.residual:.2g} from what one pass gives", answers=plainer
+            )
+            self._mode = plainer
+            answers = self._answers(rows)
         self._checked = True
-        # The one with most behind the prompt, where errors would have added up.
-        answer = max(scored, key=lambda answer: answer.located.step if answer.located else 0)
-        assert answer.located is not None
-        whole = np.append(self._job.table.tokens[answer.prompt], answer.tokens[: answer.located.step])
-        with self._runner.going(Way("batched", "native")):
-            reference = self._runner.engine.run_batched([whole.astype(np.int32)]).result()
-        found = deviation(answer.read[answer.located.step], reference, self._job.judge.readout)
-        if found.within(self._job.judge.dtype):
-            return answers
-        self._runner.stop_packing(f"decoded together, states differ from those read alone by {found.residual:.2g}")
-        return self._answers(rows)
+        return answers
 
 
 def end_tokens(judge: Any) -> set[int]:

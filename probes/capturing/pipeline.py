@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from probes.capturing.checking import readout_deviation
 from probes.capturing.engine import Extras
 from probes.capturing.generation import Generator
 from probes.capturing.job import Job, Settings, make_header, prepare
-from probes.capturing.runner import Runner, readout_deviation
+from probes.capturing.runner import Runner
 from probes.capturing.support import logit_tolerance
 from probes.errors import RunFileError
 from probes.lens import LENSES
@@ -140,13 +141,13 @@ def _run_shards(job: Job, writer: RunWriter, show_progress: bool | None) -> None
         done = sum(entry["rows"] for entry in finished.values())
         logger.info("resuming: %d of %d readings are captured already", done, len(job.table.item) * job.samples)
     runner = Runner(job, writer)
-    source = Generator(job, runner) if job.judge.decoding else runner
     total = sum(len(plan.rows(shard)) for shard in todo)
     with (
         _Background() as background,
         runner.ready(),
         progress("capturing", total, "prompts", enabled=show_progress) as advance,
     ):
+        source = Generator(job, runner) if job.judge.decoding else runner
         for number in todo:
             shard = writer.open_shard(number, job.readings(plan.rows(number)))
             for found in source.run_shard(number):

@@ -24,6 +24,23 @@ _LENGTH_BOUND_ROPE: Final = {"dynamic", "longrope"}
 _PACKABLE: Final = {"full_attention", "sliding_attention"}
 
 
+@dataclass(frozen=True)
+class Way:
+    """How passes are laid out, and whose attention they run.
+
+    Attributes:
+        layout: ``packed`` (shared prefixes once), ``batched`` (one padded row a prompt) or ``single`` (one prompt a
+            pass).
+        attention: ``native`` (the model's own) or ``bridge`` (TransformerLens' eager one).
+    """
+
+    layout: str
+    attention: str
+
+    def __str__(self) -> str:
+        return f"{self.layout} prompts and {self.attention} attention"
+
+
 def packing_refusal(bridge: Any) -> str | None:
     """Why prompts cannot be packed into one sequence in this architecture; None where they can.
 
@@ -34,12 +51,14 @@ def packing_refusal(bridge: Any) -> str | None:
     kind = str(getattr(config, "model_type", "the model"))
     if getattr(config, "alibi", False) or kind in {"bloom", "mpt"}:
         return f"{kind} uses ALiBi position biases"
+    if getattr(config, "attn_temperature_tuning", False):
+        return f"{kind} scales attention by positions of its own"
     for layer_type in getattr(config, "layer_types", None) or []:
         if layer_type not in _PACKABLE:
             return f"{kind} has layers of the type {layer_type}"
     for module in bridge.original_model.modules():
         code = vars(sys.modules[type(module).__module__])
-        if "Attention" in type(module).__name__ and code.get("__package__", "").startswith("transformers.models"):
+        if "Attention" in type(module).__name__ and (code.get("__package__") or "").startswith("transformers.models"):
             if "ALL_ATTENTION_FUNCTIONS" not in code:
                 return f"{kind} does not let its attention be replaced"
             break
@@ -75,9 +94,9 @@ def length_class(bridge: Any) -> Callable[[int], int]:
 def reset_positions(bridge: Any) -> None:
     """Forget sequences that were longer: ``dynamic`` frequencies grow with the longest sequence ever seen."""
     for module in bridge.original_model.modules():
-        original = getattr(module, "original_inv_freq", None)
-        if isinstance(original, torch.Tensor) and hasattr(module, "max_seq_len_cached"):
-            module.inv_freq = original.to(module.inv_freq.device)
+        if "dynamic" in str(getattr(module, "rope_type", "")) and hasattr(module, "original_inv_freq"):
+            # A copy, since the frequencies in use are changed in place.
+            module.inv_freq = module.original_inv_freq.clone().to(module.inv_freq.device)
             module.max_seq_len_cached = module.original_max_seq_len
 
 
