@@ -25,6 +25,9 @@ LensName = Literal["raw", "norm"]
 LENSES: Final[tuple[LensName, ...]] = get_args(LensName)
 NormType = Literal["none", "rms", "layer"]
 
+# Numbers of states that are read at once.
+_BLOCK: Final = 1 << 20
+
 # The order in which `norm` applies its parts; stored with every run because a reader cannot guess it.
 READOUT_ORDER: Final = "norm, unembed, logit_scale, softcap"
 
@@ -92,6 +95,11 @@ class Readout:
         """
         check_lenses([lens])
         state = np.asarray(residual, dtype=np.float32)
+        if state.ndim > 1 and len(state) > 1 and state.size > _BLOCK:
+            # The norm needs several times what it is given, so not of everything at once.
+            size = max(1, _BLOCK * len(state) // state.size)
+            blocks = [self.token_logits(state[start : start + size], lens) for start in range(0, len(state), size)]
+            return np.concatenate(blocks)
         # A state that is not finite gives logits that are not finite, which the caller counts.
         with np.errstate(invalid="ignore", over="ignore"):
             if lens == "norm":

@@ -465,3 +465,15 @@ def test_readings_may_be_a_mask(booted, tmp_path):
     run = probes.capture(make_judge(booted), tiny.word_items(), tmp_path / "run.h5")
     mask = np.arange(20) % 3 == 0
     np.testing.assert_array_equal(run.residual(readings=mask), run.residual()[mask])
+
+
+def test_writing_beside_the_computation_keeps_order_and_errors():
+    done: list[int] = []
+    with pipeline._Background(threaded=True) as background:
+        for number in range(5):
+            background.run(done.append, number)
+    assert done == list(range(5))
+    with pytest.raises(OSError, match="disk full"), pipeline._Background(threaded=True) as background:  # noqa: PT012
+        background.run(lambda: (_ for _ in ()).throw(OSError("disk full")))
+        background.run(done.append, 5)
+    assert done == list(range(5))

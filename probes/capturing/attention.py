@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from transformers import AttentionInterface
 
@@ -80,6 +81,7 @@ class TreeAttention:
     Args:
         layout: What attends to what.
         implementation: The model's own kernel, ``sdpa`` or ``eager``.
+        n_layers: Number of the model's layers.
         carry: Keys and values of the carried tokens, one pair a layer.
         keep: Nodes whose keys and values are kept for later; those of the last prompt unless given.
     """
@@ -88,6 +90,7 @@ class TreeAttention:
         self,
         layout: Layout,
         implementation: str,
+        n_layers: int,
         carry: list[tuple[_Key, _Value]],
         keep: np.ndarray | None = None,
     ) -> None:
@@ -97,6 +100,8 @@ class TreeAttention:
         self._keep = layout.last_path if keep is None else keep
         self._plans: dict[Any, list[tuple[Chunk, Any, torch.Tensor]]] = {}
         self._kept: dict[torch.device, torch.Tensor] = {}
+        self._n_layers = n_layers
+        self._stores: dict[Any, torch.Tensor] = {}
         self.kept: list[tuple[_Key, _Value]] = []
         self.options: dict[str, Any] = {}
 
@@ -111,13 +116,25 @@ class TreeAttention:
         if key.device not in self._kept:
             self._kept[key.device] = torch.as_tensor(self._keep, device=key.device)
         kept = self._kept[key.device]
-        self.kept.append((key.index_select(2, kept), value.index_select(2, kept)))
+        self.kept.append((self._store("key", key, kept), self._store("value", value, kept)))
         output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
         for chunk, keys, mask in self._plan(window, query):
             part = query[:, :, chunk.start : chunk.stop]
             selected = [t[:, :, keys] if isinstance(keys, slice) else t.index_select(2, keys) for t in (key, value)]
             output[:, chunk.start : chunk.stop] = self._kernel(module, part, *selected, mask, **options)
         return output
+
+    def _store(self, name: str, whole: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """Copy what is kept of a layer's keys or values.
+
+        Into one block for all layers: small ones between large temporaries would fragment the heap.
+        """
+        place = (name, whole.device, *whole.shape[:2], whole.shape[3])
+        if place not in self._stores:
+            self._stores[place] = whole.new_empty(self._n_layers, *whole.shape[:2], len(kept), whole.shape[3])
+        stored = self._stores[place][len(self.kept)]
+        stored.copy_(whole.index_select(2, kept))
+        return stored
 
     def _plan(self, window: int | None, query: _Query) -> list[tuple[Chunk, Any, torch.Tensor]]:
         """Keys and additive mask of every chunk, under a sliding window where the layer has one."""
@@ -165,11 +182,11 @@ def attend_alone(
         return _eager(module, query, key, value, mask, **options)
     _refuse_unknown(options)
     # Query heads that share a key head become queries of it: no copies of keys and values.
-    grouped = query[:, :, 0].unflatten(1, (key.shape[1], -1))
+    grouped = rearrange(query, "row (kv group) 1 d -> row kv group d", kv=key.shape[1])
     result = torch.nn.functional.scaled_dot_product_attention(
         grouped, key, value, attn_mask=mask, scale=options.get("scaling")
     )
-    return result.flatten(1, 2)[:, None]
+    return rearrange(result, "row kv group d -> row 1 (kv group) d")
 
 
 def _sdpa(
@@ -183,7 +200,7 @@ def _sdpa(
     _refuse_unknown(options)
     groups = query.shape[1] // key.shape[1]
     # Query heads that share a key head become the batch: strides instead of copies of keys and values.
-    parts = query[0].unflatten(0, (key.shape[1], groups)).transpose(0, 1)
+    parts = rearrange(query, "1 (kv group) pos d -> group kv pos d", group=groups)
     result = torch.nn.functional.scaled_dot_product_attention(
         parts,
         key.expand(groups, -1, -1, -1),
@@ -191,7 +208,7 @@ def _sdpa(
         attn_mask=mask,
         scale=options.get("scaling"),
     )
-    return result.transpose(0, 1).flatten(0, 1).transpose(0, 1)[None]
+    return rearrange(result, "group kv pos d -> 1 pos (kv group) d")
 
 
 def _refuse_unknown(options: dict[str, Any]) -> None:

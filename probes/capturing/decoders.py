@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 
 from probes.capturing.attention import NAME, attend_alone, attending, window_of
@@ -32,11 +33,11 @@ class Step:
     """What emits the next token of every answer.
 
     Attributes:
-        residual: States before the final norm at the last position ``[layer, answer, d_model]``.
+        residual: States before the final norm at the last position ``[answer, layer, d_model]``.
         logits: Full-vocabulary logits ``[answer, vocabulary]``.
     """
 
-    residual: Float[torch.Tensor, "layer answer d_model"]
+    residual: Float[torch.Tensor, "answer layer d_model"]
     logits: Float[torch.Tensor, "answer vocabulary"]
 
 
@@ -87,7 +88,7 @@ class PackedDecoder:
             )
             self._state.deal(attention.kept, layout.paths, self._samples)
             each = self._samples
-            return Step(states["residual"].repeat_interleave(each, 1), logits.repeat_interleave(each, 0))
+            return Step(states["residual"].repeat_interleave(each, 0), logits.repeat_interleave(each, 0))
 
     def step(self, tokens: Int[np.ndarray, " answer"]) -> Step:
         """Append one token to every answer."""
@@ -127,9 +128,8 @@ class _AnswerAttention:
         self._keys, self._values = [], []
         for key, value in kept:
             nodes = torch.as_tensor(np.repeat(index, samples, axis=0), device=key.device)
-            # [head, node, d] -> [head, answer, position, d] -> [answer, head, position, d]
-            self._keys.append(key[0][:, nodes].transpose(0, 1).contiguous())
-            self._values.append(value[0][:, nodes].transpose(0, 1).contiguous())
+            for dealt, whole in ((self._keys, key), (self._values, value)):
+                dealt.append(rearrange(whole[0][:, nodes], "head answer pos d -> answer head pos d").contiguous())
 
     def begin(self) -> None:
         """Make room for one more token of every answer."""

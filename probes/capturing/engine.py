@@ -12,12 +12,12 @@ a prompt, which every architecture understands.
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 
 from probes.capturing.attention import NAME, TreeAttention, attending
@@ -82,6 +82,8 @@ def picked(result: PassResult, rows: Sequence[int] | np.ndarray) -> PassResult:
 
 def joined(results: Sequence[PassResult]) -> PassResult:
     """Rows of several passes, one after the other."""
+    if len(results) == 1:
+        return results[0]
     return PassResult(
         np.concatenate([result.residual for result in results]),
         np.concatenate([result.token_logits for result in results]),
@@ -126,18 +128,11 @@ class Pending:
         """The numbers, on the host."""
         if self._event is not None:
             self._event.synchronize()
-        # Copied, since pinned memory is scarce and a view would hold on to it.
-        arrays = {name: np.array(tensor.float().numpy()) for name, tensor in self._host.items()}
-        residual = rearrange(arrays.pop("residual"), "layer prompt d_model -> prompt layer d_model")
-        logits, mass = arrays.pop("token_logits"), arrays.pop("final_mass")
-        extras = {
-            name: np.ascontiguousarray(np.moveaxis(values, 0, _LAYER_AXIS[name])) for name, values in arrays.items()
-        }
-        return PassResult(np.ascontiguousarray(residual), logits, mass, extras)
-
-
-# Where the layers go, which a pass gathers one after the other.
-_LAYER_AXIS = {"scale_mass": 1, "entropy": 1, "response_mean": 1, "last_positions": 2}
+        arrays = {name: tensor.float().numpy() for name, tensor in self._host.items()}
+        if self._event is not None:
+            # Pinned memory is scarce, and a view would hold on to it.
+            arrays = {name: np.array(values) for name, values in arrays.items()}
+        return PassResult(arrays.pop("residual"), arrays.pop("token_logits"), arrays.pop("final_mass"), arrays)
 
 
 class Engine:
@@ -206,7 +201,7 @@ class Engine:
     def attending(self, layout: Layout, kernel: str, keep: Tokens | None = None) -> Iterator[TreeAttention]:
         """Run the model on a packed pass for the time of a block, and see that all of its layers took part."""
         carry = [(key[:, :, : layout.carried], value[:, :, : layout.carried]) for key, value in self._carry]
-        state = TreeAttention(layout, kernel, carry, keep)
+        state = TreeAttention(layout, kernel, int(self.bridge.cfg.n_layers), carry, keep)
         state.options = {"position_ids": self.tensor(layout.depth)[None]}
         with native_attention(self.bridge, NAME), attending(state):
             yield state
@@ -273,50 +268,60 @@ class Engine:
     def states(
         self, tokens: Int[torch.Tensor, "row pos"], wanted: Wanted, *, use_cache: bool = False, **options: Any
     ) -> tuple[dict[str, torch.Tensor], Float[torch.Tensor, "prompt vocabulary"], Any]:
-        """One forward pass: states by name with layers first, logits at the read positions, and the model's cache."""
-        states: dict[str, list[torch.Tensor]] = {"residual": []}
+        """One forward pass: states by name, prompts first; logits at the read positions; the model's cache."""
+        states: dict[str, torch.Tensor] = {}
         with torch.inference_mode(), self.bridge.hooks(fwd_hooks=self._hooks(wanted, states)):
             logits, cache = self.bridge(tokens, return_type="logits_and_cache", use_cache=use_cache, **options)
-            return {name: torch.stack(parts) for name, parts in states.items()}, logits[:, 0], cache
+            return states, logits[:, 0], cache
 
     def of_score_tokens(self, logits: Float[torch.Tensor, "prompt vocabulary"]) -> dict[str, torch.Tensor]:
         """The model's own logits of the score tokens, and their share of the full vocabulary's probability."""
         ours = logits[:, self._token_ids.to(logits.device)].float()
         return {"token_logits": ours, "final_mass": torch.exp(ours.logsumexp(-1) - logits.float().logsumexp(-1))}
 
-    def _hooks(self, wanted: Wanted, states: dict[str, list[torch.Tensor]]) -> list[tuple[str, Callable[..., Any]]]:
+    def _hooks(self, wanted: Wanted, states: dict[str, torch.Tensor]) -> list[tuple[str, Callable[..., Any]]]:
+        n_layers = int(self.bridge.cfg.n_layers)
+
         def read(activation: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
             # Indexing copies; a view would keep the whole sequence alive. Layers may lie on several devices.
             return activation[rows.to(activation.device), positions.to(activation.device)]
 
-        def keep(activation: torch.Tensor, hook: Any) -> None:  # noqa: ARG001 - TransformerLens' signature
-            states["residual"].append(read(activation, wanted.rows, wanted.last).to(self.device))
+        def store(name: str, layer: int, values: torch.Tensor) -> None:
+            # One block for all layers: small ones between large temporaries would fragment the heap, and cost
+            # several times what they hold.
+            if name not in states:
+                shape = (*values.shape[:-1], n_layers + 1, values.shape[-1])
+                states[name] = values.new_empty(shape, device=self.device)
+            states[name][..., layer, :] = values
+
+        def keep(activation: torch.Tensor, hook: Any, layer: int) -> None:  # noqa: ARG001 - TransformerLens' signature
+            store("residual", layer, read(activation, wanted.rows, wanted.last))
             if wanted.back is not None:
-                back = read(activation, wanted.rows[:, None], wanted.back)
-                states.setdefault("last_positions", []).append(back.to(self.device))
+                store("last_positions", layer, read(activation, wanted.rows[:, None], wanted.back))
             if wanted.mean_of is not None:
                 prompt, rows, positions = wanted.mean_of
                 prompt = prompt.to(activation.device)
                 tokens = read(activation, rows, positions).float()
                 total = tokens.new_zeros(len(wanted.rows), tokens.shape[-1]).index_add_(0, prompt, tokens)
                 # A response without tokens has no mean: 0 / 0 is NaN.
-                mean = total / torch.bincount(prompt, minlength=len(total))[:, None]
-                states.setdefault("response_mean", []).append(mean.to(self.device))
+                store("response_mean", layer, total / torch.bincount(prompt, minlength=len(total))[:, None])
 
         def cut(activation: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001
             return read(activation, wanted.rows, wanted.last)[:, None]
 
-        n_layers = int(self.bridge.cfg.n_layers)
-        blocks = [f"blocks.{block}.hook_out" for block in range(n_layers)]
-        return [*((name, keep) for name in ("blocks.0.hook_in", *blocks)), ("unembed.hook_in", cut)]
+        places = ["blocks.0.hook_in", *(f"blocks.{block}.hook_out" for block in range(n_layers))]
+        hooks: list[tuple[str, Callable[..., Any]]] = [
+            (place, functools.partial(keep, layer=layer)) for layer, place in enumerate(places)
+        ]
+        return [*hooks, ("unembed.hook_in", cut)]
 
-    def over_vocabulary(self, residual: Float[torch.Tensor, "layer prompt d_model"]) -> dict[str, torch.Tensor]:
+    def over_vocabulary(self, residual: Float[torch.Tensor, "prompt layer d_model"]) -> dict[str, torch.Tensor]:
         """Readings that need the whole vocabulary, under the ``norm`` lens, a layer at a time."""
         if not (self._extras.mass or self._extras.entropy):
             return {}
         found: dict[str, list[torch.Tensor]] = {}
         ids = self._token_ids.to(residual.device)
-        for states in residual:
+        for states in residual.unbind(1):
             logits = full_logits(self.bridge, states).float().log_softmax(-1)
             if self._extras.mass:
                 found.setdefault("scale_mass", []).append(logits[:, ids].logsumexp(-1).exp())
@@ -324,7 +329,7 @@ class Engine:
                 # A probability that underflows has no part in the entropy, and 0 times -inf would be NaN.
                 surprise = torch.where(logits > -1e4, logits * logits.exp(), 0.0)
                 found.setdefault("entropy", []).append(-surprise.sum(-1))
-        return {name: torch.stack(values) for name, values in found.items()}
+        return {name: torch.stack(values, dim=1) for name, values in found.items()}
 
 
 def full_logits(bridge: Any, states: Float[torch.Tensor, "prompt d_model"]) -> Float[torch.Tensor, "prompt vocabulary"]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 
 from probes.capturing.decoders import Decoder, PackedDecoder, PlainDecoder, Step
@@ -180,13 +179,13 @@ class Generator:
         engine = self._runner.engine
         with torch.inference_mode():
             found = engine.of_score_tokens(step.logits[rows])
-            residual = step.residual[:, rows]
+            residual = step.residual[rows]
             found |= engine.over_vocabulary(residual)
             arrays = {name: values.float().cpu().numpy() for name, values in found.items()}
-            states = rearrange(residual.float().cpu().numpy(), "layer answer d_model -> answer layer d_model")
+            states = residual.float().cpu().numpy()
         for place, row in enumerate(rows):
             one = slice(place, place + 1)
-            extras = {name: values.T[one] for name, values in arrays.items() if name in {"scale_mass", "entropy"}}
+            extras = {name: values[one] for name, values in arrays.items() if name in {"scale_mass", "entropy"}}
             batch[row].read[number] = PassResult(
                 states[one].copy(), arrays["token_logits"][one], arrays["final_mass"][one], extras
             )

@@ -143,7 +143,7 @@ def _run_shards(job: Job, writer: RunWriter, show_progress: bool | None) -> None
     runner = Runner(job, writer)
     total = sum(len(plan.rows(shard)) for shard in todo)
     with (
-        _Background() as background,
+        _Background(threaded=runner.engine.device.type != "cpu") as background,
         runner.ready(),
         progress("capturing", total, "prompts", enabled=show_progress) as advance,
     ):
@@ -157,7 +157,13 @@ def _run_shards(job: Job, writer: RunWriter, show_progress: bool | None) -> None
 
 
 class _Background:
-    """A thread that writes one pass while the next is computed, and no more, so that memory stays bounded."""
+    """Writes one pass while a GPU computes the next, and no more, so that memory stays bounded.
+
+    On a CPU, which the model keeps busy, writing at once costs as much time and less memory.
+    """
+
+    def __init__(self, *, threaded: bool) -> None:
+        self._threaded = threaded
 
     def __enter__(self) -> _Background:
         self._pool = ThreadPoolExecutor(1)
@@ -166,6 +172,9 @@ class _Background:
 
     def run(self, work: Callable[..., None], *arguments: Any) -> None:
         """Do this next; waits for what came before, and raises what went wrong there."""
+        if not self._threaded:
+            work(*arguments)
+            return
         if self._last is not None:
             self._last.result()
         self._last = self._pool.submit(work, *arguments)

@@ -91,10 +91,13 @@ class Runner:
         before: tuple[Sequence[int], list[Pending]] | None = None
         for group in groups:
             started = self.computed.pop(0) if self.computed else self.start(group)
-            # The device computes these while what it has finished is brought over.
+            # A GPU computes these while what it has finished is brought over.
             if before is not None:
                 yield _pass_rows(*before)
             before = group, started
+            if self.engine.device.type == "cpu":
+                yield _pass_rows(*before)
+                before = None
         if before is not None:
             yield _pass_rows(*before)
 
