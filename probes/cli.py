@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from probes.cli_text import format_preview, format_table, preview_json
+from probes.cli_text import format_preview, format_table
 from probes.errors import ProbesError
 
 app = typer.Typer(
@@ -199,7 +199,7 @@ def capture(
     }
     if dry_run:
         shown = preview(judge, records, **options)
-        typer.echo(preview_json(shown, judge) if as_json else format_preview(shown, judge))
+        typer.echo(json.dumps(vars(shown)) if as_json else format_preview(shown, judge))
         return
     with run_capture(judge, records, out, overwrite=overwrite, **options) as run:
         counts = {"path": str(run.path), "items": len(run.item_status), "captured": int((run.item_status == 0).sum())}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ def format_preview(shown: Preview, judge: Judge) -> str:
     worth = ", ".join(f"{label} = {value:g}" for label, value in zip(scale.labels, scale.values, strict=True))
     low, high = scale.human_range
     orders, samples = _per_item(judge)
-    readings = f"{_n_readings(shown, judge):,}"
+    readings = f"{shown.n_readings:,}"
     if orders * samples > 1:
         each = [f"{count} {what}" for count, what in ((orders, "orders"), (samples, "samples")) if count > 1]
         readings += f" ({' x '.join([f'{shown.n_items:,} items', *each])})"
@@ -48,19 +47,9 @@ def _as_planned(shown: Preview) -> str:
     return f"{shown.tokens_after:,} with every shared prefix computed once ({saving:.0%} saved)"
 
 
-def preview_json(shown: Preview, judge: Judge) -> str:
-    """What a capture would do, for scripts."""
-    return json.dumps(vars(shown) | {"n_readings": _n_readings(shown, judge)})
-
-
 def _per_item(judge: Judge) -> tuple[int, int]:
     """Orders in which an item is shown, and answers to each."""
     return (1 if judge.template.pair is None else 2), (judge.decoding.samples if judge.decoding else 1)
-
-
-def _n_readings(shown: Preview, judge: Judge) -> int:
-    orders, samples = _per_item(judge)
-    return shown.n_items * orders * samples
 
 
 def format_table(table: pd.DataFrame) -> str:

@@ -68,7 +68,8 @@ class Decoding:
         if condition not in CONDITIONS:
             raise ProbesError(f"unknown condition {condition!r}: choose one of {', '.join(CONDITIONS)}")
         if condition == "direct":
-            if rule is not None or max_new_tokens is not None or options.get("samples", 1) != 1:
+            samples, temperature = options.get("samples", 1), options.get("temperature", 0)
+            if rule is not None or max_new_tokens is not None or samples != 1 or temperature != 0:
                 raise ProbesError("the condition direct generates nothing; choose generate or reasoning (--condition)")
             return None
         if rule is None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from probes.decoding import Condition, Decoding
 from probes.errors import ScoreTokenError
-from probes.prompt_table import PromptTable, response_span, swapped
+from probes.prompt_table import PromptTable, check_pair, response_span, swapped
 from probes.prompts import Prompt, Template, load_template, render, render_all
 from probes.scale import Scale, parse_range
 from probes.score_tokens import ScoreTokens, find_score_tokens, generated_tokens
@@ -126,6 +126,7 @@ class Judge:
         else:
             low, high = parse_range(human_range) if isinstance(human_range, str) else human_range
             labels = replace(scale, human_range=(float(low), float(high)))
+        check_pair(chosen, labels)
         loaded = load_model(
             model,
             tokenizer=tokenizer,

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Bool, Int
 
-from probes.errors import ItemError
+from probes.errors import ItemError, TemplateError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from probes.items import Item
-    from probes.prompts import Prompt
+    from probes.prompts import Prompt, Template
+    from probes.scale import Scale
     from probes.token_table import TokenTable
 
 _RESPONSE = "response"
@@ -36,6 +37,20 @@ class PromptTable:
     swapped: Bool[np.ndarray, " prompt"]
     spans: Int[np.ndarray, "prompt 2"] | None
     first: Prompt
+
+
+def check_pair(template: Template, scale: Scale) -> None:
+    """Refuse a scale that cannot say which response of a pair is better.
+
+    Raises:
+        TemplateError: The template's ``first_label`` is at neither end of the scale.
+    """
+    labels = scale.labels
+    if template.pair is not None and template.first_label not in (labels[0], labels[-1]):
+        raise TemplateError(
+            f"template {template.name!r} says {template.first_label!r} where the response shown first is better, which "
+            f"is not the lowest or highest label of the scale {scale}; choose another scale, e.g. A=1,B=0"
+        )
 
 
 def swapped(item: Item, pair: tuple[str, str]) -> Item:

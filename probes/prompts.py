@@ -231,7 +231,7 @@ def template_names() -> list[str]:
 
 
 def load_template(source: str | Path | Template) -> Template:
-    """Load a template by name (``rubric``, ``g-eval``, ``words``) or from a YAML file.
+    """Load a template by name (see ``template_names``) or from a YAML file.
 
     Raises:
         TemplateError: There is no such template or file, or it is not well formed.

@@ -359,3 +359,9 @@ def test_pairs_can_be_answered_in_words(booted, tmp_path, monkeypatch):
 def test_readings_of_the_prompt_do_not_go_with_answers(booted, tmp_path):
     with pytest.raises(ProbesError, match="last_positions and response_mean are read in the condition direct only"):
         probes.capture(generating(booted), tiny.word_items(2), tmp_path / "run.h5", last_positions=2)
+
+
+def test_a_pair_run_without_residuals_and_norm_logits_is_reported(booted, tmp_path):
+    judge = make_judge(booted, template=PAIRS, scale=probes.Scale.parse("A=1,B=0"))
+    run = probes.capture(judge, pair_items(), tmp_path / "run.h5", lenses=["raw"], residuals=False)
+    assert len(run.position_bias("raw")) == 4

@@ -17,8 +17,9 @@ from jaxtyping import Int
 from probes.capturing.engine import Extras
 from probes.capturing.plan import Plan, make_plan
 from probes.capturing.support import free_tokens, length_class, packing_refusal, tolerances
-from probes.errors import ItemError, ProbesError, TemplateError
+from probes.errors import ItemError, ProbesError
 from probes.lens import check_lenses
+from probes.prompt_table import check_pair
 from probes.quantization import pass_dependence
 from probes.store.format import FORMAT, FORMAT_VERSION, Header, Status
 from probes.store.writer import partial_folder
@@ -108,7 +109,7 @@ def prepare(judge: Judge, items: Items, settings: Settings, path: Path | None = 
             "last_positions and response_mean are read in the condition direct only; leave them out, or capture the "
             "prompts once more with condition direct"
         )
-    _check_pair(judge)
+    check_pair(judge.template, judge.scale)
     _check_human(judge, items)
     table = judge.prompt_table(items, spans=settings.extras.response_mean)
     shortest = int(table.tokens.lengths.min())
@@ -157,15 +158,6 @@ def _check_human(judge: Judge, items: Items) -> None:
                     f"{items.source}: item {item.id!r} has the human score {score:g}, outside the human range "
                     f"{low:g}..{high:g} of the scale; give the scale the range of your raters (--human-range)"
                 )
-
-
-def _check_pair(judge: Judge) -> None:
-    template, labels = judge.template, judge.scale.labels
-    if template.pair is not None and template.first_label not in (labels[0], labels[-1]):
-        raise TemplateError(
-            f"template {template.name!r} says {template.first_label!r} where the response shown first is better, which "
-            f"is not the lowest or highest label of the scale {judge.scale}; choose another scale, e.g. A=1,B=0"
-        )
 
 
 def make_header(job: Job) -> Header:

@@ -235,7 +235,7 @@ def _report(run: Run) -> None:
             mass,
         )
     if run.attr("pairwise"):
-        last = run.position_bias().iloc[-1]
+        last = run.position_bias("norm" if "norm" in run.lenses else run.lenses[0]).iloc[-1]
         logger.info(
             "at the last layer, the response shown first gains %.2f in log-odds by its position (%d pairs; %.0f %% "
             "change their winner with the order)",

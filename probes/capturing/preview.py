@@ -25,6 +25,7 @@ class Preview:
         first_prompt: The first prompt, exactly as the model sees it.
         first_n_tokens: Its number of tokens.
         n_items: Number of items.
+        n_readings: Readings: items, times the orders of a pair, times the answers to each.
         n_too_long: Prompts that exceed the length limit; they are kept, with status ``too_long``.
         n_passes: Forward passes.
         tokens_before: Tokens that one-by-one capture would compute.
@@ -38,6 +39,7 @@ class Preview:
     first_prompt: str
     first_n_tokens: int
     n_items: int
+    n_readings: int
     n_too_long: int
     n_passes: int
     tokens_before: int
@@ -75,7 +77,7 @@ def preview(
     engine = Engine(judge.bridge, judge.readout)
     sample = [job.table.tokens[0][-256:]]
     with native_attention(judge.bridge, judge.attention):
-        engine.run_batched(sample)  # the first pass of a process pays for more than itself
+        engine.run_batched(sample).result()  # the first pass of a process pays for more than itself
         start = time.perf_counter()
         engine.run_batched(sample).result()
         rate = len(sample[0]) / (time.perf_counter() - start)
@@ -83,6 +85,7 @@ def preview(
         first_prompt=job.table.first.text,
         first_n_tokens=len(job.table.first.token_ids),
         n_items=len(items),
+        n_readings=n_readings,
         n_too_long=len(plan.too_long),
         n_passes=len(plan.passes),
         tokens_before=plan.tokens_before,
