@@ -202,3 +202,11 @@ def test_shards_are_read_in_any_order(tmp_path):
     rows = np.array([7, 0, 11, 4, 7])
     np.testing.assert_array_equal(reader.read("x", rows)[:, 0], [7, 0, np.nan, 4, 7])
     np.testing.assert_array_equal(reader.read("x", rows, (1,)), [1, 0, np.nan, 0, 1])
+
+
+def test_a_run_that_lacks_an_attribute_says_so(run_path):
+    with (
+        probes.open_run(run_path) as run,
+        pytest.raises(RunFileError, match=r"has no attribute 'nothing': it was not written by this version; capture"),
+    ):
+        run.attr("nothing")

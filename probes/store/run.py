@@ -66,6 +66,11 @@ class Run:
 
     def attr(self, name: str) -> Any:
         """A root attribute; JSON is parsed."""
+        if name not in self._file.attrs:
+            raise RunFileError(
+                f"{self.path} has no attribute {name!r}: it was not written by this version; capture it again, with "
+                "overwrite=True (--overwrite) or to another path"
+            )
         value = self._file.attrs[name]
         if isinstance(value, str) and value[:1] in "{[":
             return json.loads(value)
