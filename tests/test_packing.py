@@ -18,7 +18,7 @@ from probes.capturing.job import Settings, prepare
 from probes.capturing.readout import extract_readout
 from probes.capturing.support import RESIDUAL_TOLERANCE, free_tokens, length_class, packing_refusal
 from probes.capturing.trie import lexicographic
-from probes.errors import ItemError
+from probes.errors import ItemError, ModelError
 from tests import tiny
 from tests.test_capture import TEMPLATE, make_judge
 from tests.test_equality import TOKENS, logits_agree, plain_transformers, relative
@@ -185,8 +185,23 @@ def test_a_pass_that_exceeds_memory_is_halved_and_loses_nothing(booted, tmp_path
     assert relative(run.residual(), whole.residual()) <= RESIDUAL_TOLERANCE
 
 
-def test_bfloat16_deviation_is_reported_beside_that_of_batching_alone(tmp_path):
-    model = tiny.hf_model(dtype=torch.bfloat16)
+def test_a_prompt_that_exceeds_memory_is_one_line(booted, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    monkeypatch.setattr(Engine, "states", full)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    with pytest.raises(ModelError) as error:
+        probes.capture(make_judge(booted), tiny.word_items(), tmp_path / "run.h5")
+    assert str(error.value) == (
+        "one prompt does not fit into memory (the longest has 90 tokens): CUDA out of memory. Tried to allocate 2 GiB; "
+        "use a smaller dtype, more devices (device_map), or max_tokens to leave long prompts out"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_deviation_is_reported_beside_that_of_batching_alone(tmp_path, dtype):
+    model = tiny.hf_model(dtype=dtype)
     judge = probes.Judge.load(model, tokenizer=tiny.tokenizer(), template=TEMPLATE, human_range="-4..4")
     run = probes.capture(judge, tiny.word_items(), tmp_path / "run.h5")
     found = run.attr("deviations")

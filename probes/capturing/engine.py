@@ -341,9 +341,9 @@ def full_logits(bridge: Any, states: Float[torch.Tensor, "prompt d_model"]) -> F
 
 @contextlib.contextmanager
 def native_attention(bridge: Any, implementation: str | None) -> Iterator[None]:
-    """Run the model's own attention instead of the bridge's eager re-implementation, for the time of a capture.
+    """Run the model's own attention and norms instead of the bridge's re-implementation, for the time of a capture.
 
-    The bridge re-implements attention so that hooks inside it can fire. Capture hooks none of these, and the
+    The bridge re-implements both so that hooks inside them can fire. Capture hooks none of these, and the
     original modules with their fast kernels (SDPA, flash) give the same states in less time and memory.
 
     Args:
@@ -354,6 +354,7 @@ def native_attention(bridge: Any, implementation: str | None) -> Iterator[None]:
         yield
         return
     from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
+    from transformer_lens.model_bridge.generalized_components.normalization import NormalizationBridge
 
     model = bridge.original_model
     configs = [model.config, getattr(model.config, "text_config", None)]
@@ -362,7 +363,7 @@ def native_attention(bridge: Any, implementation: str | None) -> Iterator[None]:
     for block in bridge.blocks:
         children = block.original_component._modules
         for name, module in children.items():
-            if isinstance(module, AttentionBridge) and module.original_component is not None:
+            if isinstance(module, (AttentionBridge, NormalizationBridge)) and module.original_component is not None:
                 swapped.append((children, name, module))
     try:
         for children, name, module in swapped:

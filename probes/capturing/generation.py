@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from jaxtyping import Float, Int
 from probes.capturing.decoders import Decoder, PackedDecoder, PlainDecoder, Step
 from probes.capturing.engine import PassResult, joined
 from probes.capturing.runner import PassRows, Runner
-from probes.capturing.support import Way, deviation, length_class, reset_positions
+from probes.capturing.support import Way, deviation, in_halves, length_class, reset_positions
 from probes.locate import Located, ScoreFinder, running_text
 from probes.store.format import Status
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from probes.capturing.job import Job
-
-logger = logging.getLogger(__name__)
 
 # From the fastest to the plainest: all answers of a pass together, one at a time with the model's own cache, or
 # every step from the start.
@@ -82,6 +79,8 @@ class Generator:
         usual = "packed" if runner.way.layout == "packed" else "cached"
         self._mode = runner.notes.get("answers", usual)
         self._checked = "answers" in runner.notes
+        # An answer of the last batch that went on longest, its last step, and what was read there.
+        self._witness: tuple[Answer, int, PassResult]
 
     def run_shard(self, shard: int) -> Iterator[PassRows]:
         """The passes of a shard, one after the other."""
@@ -96,15 +95,7 @@ class Generator:
 
     def _answers(self, rows: Sequence[int]) -> list[Answer]:
         """Answers to some prompts; where they do not fit into memory, to half of them at a time."""
-        try:
-            return self._decode(rows)
-        except torch.OutOfMemoryError:
-            if len(rows) == 1:
-                raise
-        torch.cuda.empty_cache()
-        logger.warning("answers to %d prompts do not fit into memory; generating them in halves", len(rows))
-        half = len(rows) // 2
-        return self._answers(rows[:half]) + self._answers(rows[half:])
+        return in_halves(self._decode, rows, "a batch of answers")
 
     def _decode(self, rows: Sequence[int]) -> list[Answer]:
         judge, engine, samples = self._job.judge, self._runner.engine, self._decoding.samples
@@ -145,6 +136,9 @@ class Generator:
         for number in range(self._decoding.max_new_tokens):
             tokens = self._choose(step, batch)
             self._read(step, batch, tokens, going, number)
+            if not self._checked:
+                first = int(np.flatnonzero(going)[0])
+                self._witness = batch[first], number, self._rows(step, [first])[0]
             for row in np.flatnonzero(going):
                 going[row] = batch[row].take(int(tokens[row]), self._ends)
                 batch[row].forget_ruled_out()
@@ -176,19 +170,28 @@ class Generator:
         rows = [int(row) for row in np.flatnonzero(going) if int(tokens[row]) in self._spellings]
         if not rows:
             return
+        for row, result in zip(rows, self._rows(step, rows), strict=True):
+            batch[row].read[number] = result
+
+    def _rows(self, step: Step, rows: Sequence[int]) -> list[PassResult]:
+        """What emits the next token of some answers, on the host, each by itself."""
         engine = self._runner.engine
         with torch.inference_mode():
-            found = engine.of_score_tokens(step.logits[rows])
             residual = step.residual[rows]
-            found |= engine.over_vocabulary(residual)
+            found = engine.of_score_tokens(step.logits[rows]) | engine.over_vocabulary(residual)
             arrays = {name: values.float().cpu().numpy() for name, values in found.items()}
             states = residual.float().cpu().numpy()
-        for place, row in enumerate(rows):
-            one = slice(place, place + 1)
-            extras = {name: values[one] for name, values in arrays.items() if name in {"scale_mass", "entropy"}}
-            batch[row].read[number] = PassResult(
-                states[one].copy(), arrays["token_logits"][one], arrays["final_mass"][one], extras
+        logits, mass = arrays.pop("token_logits"), arrays.pop("final_mass")
+        return [
+            # Copies, since views would hold on to the states of all.
+            PassResult(
+                states[k : k + 1].copy(),
+                logits[k : k + 1],
+                mass[k : k + 1],
+                {n: v[k : k + 1] for n, v in arrays.items()},
             )
+            for k in range(len(rows))
+        ]
 
     def _result(self, rows: Sequence[int], answers: Sequence[Answer]) -> PassRows:
         judge, lengths = self._job.judge, self._job.table.tokens.lengths
@@ -225,18 +228,16 @@ class Generator:
         )
 
     def _check(self, rows: Sequence[int], answers: list[Answer]) -> list[Answer]:
-        """Read one score again alone and without a cache; where it differs, answer in a plainer way."""
+        """Compute the last step of an answer again in one pass; where it differs, answer in a plainer way."""
         while self._mode != "recomputed":
-            scored = [(answer.located.step, answer) for answer in answers if answer.located is not None]
-            if not scored:
-                return answers  # nothing to check yet; the next pass may have a score
-            # The one with most behind the prompt, where errors would have added up.
-            step, answer = max(scored, key=lambda pair: pair[0])
+            answer, step, ours = self._witness
+            if step == 0:
+                return answers  # what emits the first token is no decoding yet; a later pass goes further
             whole = np.append(self._job.table.tokens[answer.prompt], answer.tokens[:step]).astype(np.int32)
             reset_positions(self._job.judge.bridge)
             with self._runner.going(Way("single", self._runner.way.attention)):
                 reference = self._runner.engine.run_batched([whole]).result()
-            found = deviation(answer.read[step], reference, self._job.judge.readout)
+            found = deviation(ours, reference, self._job.judge.readout)
             if found.within(self._job.judge.dtype):
                 break
             plainer = _MODES[_MODES.index(self._mode) + 1]

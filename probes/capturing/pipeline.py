@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from probes.capturing.checking import readout_deviation
 from probes.capturing.engine import Extras
@@ -15,7 +16,7 @@ from probes.capturing.generation import Generator
 from probes.capturing.job import Job, Settings, make_header, prepare
 from probes.capturing.runner import Runner
 from probes.capturing.support import logit_tolerance
-from probes.errors import RunFileError
+from probes.errors import ModelError, RunFileError
 from probes.lens import LENSES
 from probes.progress import progress
 from probes.store.format import Header, Status
@@ -81,7 +82,7 @@ def capture(
     Raises:
         RunFileError: The run file exists and is of another judge or other items, or an unfinished run differs.
         ScoreTokenError: The scale cannot be read with this tokenizer.
-        ModelError: The model's logits do not follow from its last residual state.
+        ModelError: The model's logits do not follow from its last residual state, or one prompt exceeds memory.
         ItemError: A human score lies outside the scale's human range.
     """
     path = Path(path)
@@ -94,7 +95,15 @@ def capture(
     with RunWriter.open(path, header, job.plan.digest(), restart=overwrite) as writer:
         if job.sharing_note:
             logger.info("prompts are computed whole: %s", job.sharing_note)
-        _run_shards(job, writer, show_progress)
+        try:
+            _run_shards(job, writer, show_progress)
+        except torch.OutOfMemoryError as error:
+            longest = int(job.table.tokens.lengths.max())
+            reason = str(error).splitlines()[0]
+            raise ModelError(
+                f"one prompt does not fit into memory (the longest has {longest} tokens): {reason}; "
+                "use a smaller dtype, more devices (device_map), or max_tokens to leave long prompts out"
+            ) from error
         attrs = {
             "deviations": {
                 **writer.notes,

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Int, UInt8
 
 from probes.capturing.checking import choose
 from probes.capturing.engine import Engine, PassResult, Pending, joined, native_attention
-from probes.capturing.support import Way, reset_positions
+from probes.capturing.support import Way, in_halves, reset_positions
 from probes.store.format import Status
 
 if TYPE_CHECKING:
@@ -137,18 +136,12 @@ class Runner:
 
     def start(self, rows: Sequence[int]) -> list[Pending]:
         """Send one pass off; where it does not fit into memory, in halves."""
+        return in_halves(self._send, rows, "a pass")
+
+    def _send(self, rows: Sequence[int]) -> list[Pending]:
         prompts = [self._prompts[row] for row in rows]
         spans = None if self._spans is None else [self._spans[row] for row in rows]
         reset_positions(self._judge.bridge)
-        try:
-            if self.way.layout == "packed":
-                return [self.engine.run_packed(prompts, self._judge.kernel, spans)]
-            return [self.engine.run_batched(prompts, spans)]
-        except torch.OutOfMemoryError:
-            if len(rows) == 1:
-                raise
-        # Outside the handler, whose traceback would keep the failed pass alive.
-        torch.cuda.empty_cache()
-        logger.warning("a pass of %d prompts does not fit into memory; running it in halves", len(rows))
-        half = len(rows) // 2
-        return self.start(rows[:half]) + self.start(rows[half:])
+        if self.way.layout == "packed":
+            return [self.engine.run_packed(prompts, self._judge.kernel, spans)]
+        return [self.engine.run_batched(prompts, spans)]

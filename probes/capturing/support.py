@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from probes.capturing.engine import PassResult
     from probes.lens import Readout
+
+logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 # Position encodings under which a state depends on the tokens in front of it only, not on the pass's length.
 _LENGTH_FREE_ROPE: Final = {"default", "linear", "llama3", "yarn", "proportional"}
@@ -98,6 +102,29 @@ def reset_positions(bridge: Any) -> None:
             # A copy, since the frequencies in use are changed in place.
             module.inv_freq = module.original_inv_freq.clone().to(module.inv_freq.device)
             module.max_seq_len_cached = module.original_max_seq_len
+
+
+def in_halves(run: Callable[[Sequence[int]], list[_T]], rows: Sequence[int], what: str) -> list[_T]:
+    """Run prompts together, or where they do not fit into memory, half of them after the other.
+
+    Args:
+        run: Runs some prompts.
+        rows: Their numbers.
+        what: What is done, for the message.
+
+    Raises:
+        torch.OutOfMemoryError: Not even one of them fits.
+    """
+    try:
+        return run(rows)
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+    # Outside the handler, whose traceback would keep the failed pass alive.
+    torch.cuda.empty_cache()
+    logger.warning("%s of %d prompts does not fit into memory; running it in halves", what, len(rows))
+    half = len(rows) // 2
+    return in_halves(run, rows[:half], what) + in_halves(run, rows[half:], what)
 
 
 def free_tokens(bridge: Any) -> int:
