@@ -283,23 +283,26 @@ class Judge:
 
     @cached_property
     def tokenizer_hash(self) -> str:
-        """SHA-256 over vocabulary, merges, special tokens and chat template."""
+        """SHA-256 over vocabulary, merges and special tokens."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         state = self.tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
         # How the last call padded or truncated is no part of the tokenizer.
         vocabulary = {key: value for key, value in state.items() if key not in {"padding", "truncation"}}
-        parts = [
-            json.dumps(vocabulary, sort_keys=True),
-            str(getattr(self.tokenizer, "chat_template", "")),
-            str(self.tokenizer.special_tokens_map),
-        ]
+        parts = [json.dumps(vocabulary, sort_keys=True), str(self.tokenizer.special_tokens_map)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    @property
+    def chat_template_hash(self) -> str:
+        """SHA-256 of the tokenizer's chat template; of the empty text where it has none."""
+        text = getattr(self.tokenizer, "chat_template", None) or ""
+        return hashlib.sha256((text if isinstance(text, str) else json.dumps(text, sort_keys=True)).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """Everything that the judge's hash covers, JSON-ready."""
         return {
             "weights": self.weights_hash,
             "tokenizer": self.tokenizer_hash,
+            "chat_template": self.chat_template_hash,
             "template": self.template.to_dict(),
             "scale": self.scale.to_dict(),
             "score_tokens": self.score_tokens.to_dict(),

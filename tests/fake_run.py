@@ -95,6 +95,7 @@ def fake_header(
         "readout_hash": readout.digest(),
         "scale": labels.to_dict(),
         "config": {"model": "fake"},
+        "n_layers": len(LAYERS) - 1,
         "dtype": "float32",
     }
     settings = {

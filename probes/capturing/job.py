@@ -173,6 +173,8 @@ def make_header(job: Job) -> Header:
         "revision": judge.revision,
         "quantization": judge.quantization,
         "device": str(judge.bridge.cfg.device),
+        "attention": judge.attention or judge.kernel,
+        "seed": judge.decoding.seed if judge.decoding else None,
         "items": items.source,
         "batch_tokens": plan.batch_tokens,
         "max_tokens": plan.max_tokens,
@@ -194,6 +196,7 @@ def make_header(job: Job) -> Header:
         "readout_hash": judge.readout.digest(),
         "scale": judge.scale.to_dict(),
         "dtype": judge.dtype,
+        "n_layers": judge.n_layers,
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in _PACKAGES},
         "tolerances": tolerances(judge.dtype),
