@@ -4,13 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test install lint format types check lab clean
+.PHONY: demo test soak install lint format types check lab clean
 
 demo: install
 	$(BIN)/probes demo --out runs/demo
 
 test: check
 	$(BIN)/python -m pytest
+
+# Hours of deaths and damage: every event of a run, not three of each kind, and mutated files by the thousand.
+SOAK := HF_HUB_OFFLINE=1 $(BIN)/python -m
+soak: install
+	$(SOAK) tests.crash --random 300
+	$(SOAK) tests.crash --scenario extend --random 300
+	$(SOAK) tests.crash --model smollm2-135m --kills 3 --random 100
+	$(SOAK) tests.fuzzing --cases 5000
 
 check: lint types
 

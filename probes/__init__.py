@@ -23,13 +23,16 @@ _HOME = {
     "by_layer": "probes.comparing",
     "capture": "probes.capturing",
     "compare": "probes.comparing",
+    "export": "probes.store.export",
     "figures": "probes.figures",
     "fit": "probes.comparing",
+    "inspect_run": "probes.inspection",
     "load_template": "probes.prompts",
     "open_run": "probes.store",
     "preview": "probes.capturing",
     "read_items": "probes.readers",
     "vader_words": "probes.demo_items",
+    "verify": "probes.store.verify",
 }
 
 __all__ = [
@@ -44,13 +47,16 @@ __all__ = [
     "by_layer",
     "capture",
     "compare",
+    "export",
     "figures",
     "fit",
+    "inspect_run",
     "load_template",
     "open_run",
     "preview",
     "read_items",
     "vader_words",
+    "verify",
 ]
 
 if TYPE_CHECKING:
@@ -59,12 +65,15 @@ if TYPE_CHECKING:
     from probes.comparing import by_layer, compare, fit
     from probes.demo_items import vader_words
     from probes.errors import ProbesError
+    from probes.inspection import inspect_run
     from probes.items import Item, Items
     from probes.judge import Judge
     from probes.prompts import Template, load_template
     from probes.readers import read_items
     from probes.scale import Scale
     from probes.store import Run, open_run
+    from probes.store.export import export
+    from probes.store.verify import verify
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import numpy as np
 from jaxtyping import Float
 
+from probes.differences import differences
 from probes.errors import FitError
 from probes.fitted import FittedAggregator, Form, Scores
 from probes.runlike import RunLike, layer_logits, where
@@ -67,16 +68,22 @@ class FittedJudge:
         """
         name = self.aggregator.name
         if run.model_hash != self.model_hash:
-            raise FitError(f"{where(run)} is a run of another model than {name} was fitted on: fit it on this model")
+            raise FitError(
+                f"{where(run)} is a run of another model than {name} was fitted on (model_hash {run.model_hash[:12]}, "
+                f"not {self.model_hash[:12]}): fit it on this model"
+            )
         if run.readout_hash != self.readout_hash:
             raise FitError(
                 f"{where(run)} reads its scores out otherwise than the run that {name} was fitted on "
-                "(score tokens, final norm or output matrix): fit it on a run of this kind"
+                f"(score tokens, final norm or output matrix: readout_hash {run.readout_hash[:12]}, not "
+                f"{self.readout_hash[:12]}): fit it on a run of this kind"
             )
-        if tuple(run.scale.labels) != tuple(self.scale["labels"]):
+        fitted, found = (
+            {name: scale[name] for name in ("labels", "values")} for scale in (self.scale, run.scale.to_dict())
+        )
+        if differ := differences(fitted, found):
             raise FitError(
-                f"{name} was fitted on the labels {', '.join(self.scale['labels'])}, but {where(run)} has "
-                f"{', '.join(run.scale.labels)}: fit it on this scale"
+                f"{where(run)} has another scale than {name} was fitted on ({', '.join(differ)}): fit it on this scale"
             )
         logits = layer_logits(run, self.aggregator.lens)
         scores = self.aggregator.predict(logits)

@@ -291,6 +291,59 @@ def plot(
         typer.echo(str(path))
 
 
+@app.command()
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .parquet, .csv or .safetensors.")],
+    layer: Annotated[list[str] | None, typer.Option(help="Layer: embed, 1, 2, ... Repeatable; all.")] = None,
+    config: Config = None,
+) -> None:
+    """Write a run for other tools: a table of its readings, or its states as arrays."""
+    del config
+    from probes.store import open_run
+    from probes.store.export import export as run_export
+
+    with open_run(run) as opened:
+        run_export(opened.select(layers=layer) if layer else opened, out)
+    typer.echo(str(out))
+
+
+@app.command()
+def inspect(run: RunPath, as_json: AsJson = False, config: Config = None) -> None:
+    """Say on one screen what a run is: judge, items used and not used and why, layers, sizes, provenance."""
+    del config
+    from probes.inspection import inspect_run
+    from probes.inspection_text import format_inspection
+
+    found = inspect_run(run)
+    typer.echo(json.dumps(found.to_dict()) if as_json else format_inspection(found))
+
+
+@app.command()
+def verify(
+    run: RunPath,
+    untrusted: Annotated[
+        bool, typer.Option("--untrusted", help="Somebody else made it: check it in a process of its own.")
+    ] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Check a run against the format: structure, checksums, numbers that fit together. Exit code 2 with faults."""
+    del config
+    from probes.store.verify import verify as run_verify
+
+    faults = run_verify(run, untrusted=untrusted)
+    if as_json:
+        typer.echo(json.dumps([{"where": fault.where, "what": fault.what} for fault in faults]))
+    else:
+        for fault in faults:
+            typer.echo(str(fault))
+        if not faults:
+            typer.echo(f"{run}: no faults")
+    if faults:
+        raise typer.Exit(2)
+
+
 def _fields(pairs: list[str] | None) -> dict[str, str] | None:
     if not pairs:
         return None

@@ -8,15 +8,16 @@ import pandas as pd
 
 from probes.aggregate import Aggregator, get_aggregator
 from probes.align import spearman
+from probes.artefact import FittedJudge
 from probes.comparison import BASELINES, Comparison
 from probes.errors import FitError
-from probes.runlike import RunLike, parts
+from probes.runlike import RunLike, layer_logits, parts
 from probes.study import Settings, Study, artefact
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from probes.artefact import FittedJudge
+    from probes.fitted import Scores
 
 DEFAULT_JUDGES: Final = (
     "vscore",
@@ -146,6 +147,24 @@ def fit(run: RunLike, judge: str | Aggregator, *, criterion: str | None = None, 
     fitted = aggregator.fit(logits, part.y, part.groups)
     agreement = spearman(fitted.predict(logits).value, part.y).value
     return artefact(run, part, fitted, {"in_sample_spearman": agreement})
+
+
+def score(run: RunLike, judge: str | FittedJudge = "final") -> Scores:
+    """Scores of every item of a run; NaN where an item has no reading.
+
+    Args:
+        run: The run.
+        judge: One that needs no labels, such as ``final``, ``layer:12@norm`` or ``lager``, or one that was fitted.
+
+    Raises:
+        FitError: The judge is unknown, needs labels, or does not go with this run.
+    """
+    if isinstance(judge, FittedJudge):
+        return judge.score(run)
+    aggregator = get_aggregator(judge)
+    _check_lens(run, aggregator)
+    logits = layer_logits(run, aggregator.lens)
+    return aggregator.fit(logits).predict(logits)
 
 
 def _aggregators(run: RunLike, judges: Sequence[str | Aggregator] | None, notes: list[str]) -> list[Aggregator]:

@@ -295,7 +295,9 @@ class Judge:
     def chat_template_hash(self) -> str:
         """SHA-256 of the tokenizer's chat template; of the empty text where it has none."""
         text = getattr(self.tokenizer, "chat_template", None) or ""
-        return hashlib.sha256((text if isinstance(text, str) else json.dumps(text, sort_keys=True)).encode()).hexdigest()
+        return hashlib.sha256(
+            (text if isinstance(text, str) else json.dumps(text, sort_keys=True)).encode()
+        ).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """Everything that the judge's hash covers, JSON-ready."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import logsumexp
 
 from probes.errors import FitError
 
@@ -126,6 +125,8 @@ class Readout:
         """Log-sum-exp over the spellings of each label, ``[..., token] -> [..., label]``."""
         if len(self.token_ids) == self.n_labels:
             return np.asarray(token_logits[..., np.argsort(self.label_index)], dtype=np.float32)
+        from scipy.special import logsumexp  # takes longer to import than everything else here
+
         joined = [
             logsumexp(token_logits[..., self.label_index == label].astype(np.float64), axis=-1)
             for label in range(self.n_labels)

@@ -48,6 +48,10 @@ class RunLike(Protocol):
         """Layer labels, ``embed, 1 .. L``."""
 
     @property
+    def n_layers(self) -> int:
+        """Blocks L of the model, of which a selection may hold fewer."""
+
+    @property
     def lenses(self) -> tuple[str, ...]:
         """Lenses whose logits it can give."""
 
@@ -95,10 +99,15 @@ def layer_logits(run: RunLike, lens: str) -> LayerLogits:
     """Score logits of all items of a run under one lens.
 
     Raises:
-        FitError: The run has no such lens.
+        FitError: The run has no such lens, or lacks the model's last layer.
     """
     if lens not in run.lenses:
         raise FitError(f"{where(run)} has no lens {lens!r}: it has {', '.join(run.lenses)}")
+    if run.layers[-1] != str(run.n_layers):
+        raise FitError(
+            f"{where(run)} is a selection without the last layer ({run.n_layers}), so that it has no final judge: "
+            "select that layer as well"
+        )
     values = np.asarray(run.scale.values, dtype=np.float64)
     return LayerLogits(run.item_logits(lens), tuple(run.layers), values, lens)
 

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Int, Int32, Int64
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,6 +31,21 @@ class TokenTable:
         prompts = list(prompts)
         offsets = np.cumsum([0, *map(len, prompts)], dtype=np.int64)
         return cls(np.fromiter(chain.from_iterable(prompts), dtype=np.int32, count=int(offsets[-1])), offsets)
+
+    @classmethod
+    def concatenate(cls, tables: Sequence[TokenTable]) -> TokenTable:
+        """The prompts of several tables, one after the other."""
+        lengths = np.concatenate([table.lengths for table in tables])
+        values = [table.values[table.offsets[0] : table.offsets[-1]] for table in tables]
+        return cls(np.concatenate(values), np.concatenate([[0], np.cumsum(lengths)]))
+
+    def take(self, prompts: Int[np.ndarray, " chosen"]) -> TokenTable:
+        """Some of the prompts, in ascending order."""
+        chosen = np.zeros(len(self), dtype=bool)
+        chosen[prompts] = True
+        lengths = self.lengths
+        values = self.values[self.offsets[0] : self.offsets[-1]][np.repeat(chosen, lengths)]
+        return TokenTable(values, np.concatenate([[0], np.cumsum(lengths[chosen])]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -9,7 +9,8 @@ import numpy as np
 from probes.items import Item, Items
 from probes.lens import Readout
 from probes.scale import Scale
-from probes.store.format import FORMAT, FORMAT_VERSION, Header
+from probes.store.format import FORMAT, FORMAT_VERSION
+from probes.store.header import Header
 from probes.store.readings import Status
 from probes.store.shard_writer import ShardData
 from probes.token_table import TokenTable
@@ -55,6 +56,7 @@ class FakeRun:
         self.logits = {"norm": logits.astype(np.float32), "raw": (20 * logits).astype(np.float32)}
         self.lenses = ("raw", "norm")
         self.layers = ("embed", *map(str, range(1, n_layers + 1)))
+        self.n_layers = n_layers
         rated = quality[:, None] + noise * rng.normal(size=(n_items, raters))
         step = values.std()
         self.human = np.clip(values.mean() + step * rated, values[0], values[-1]).astype(np.float32)

@@ -68,23 +68,34 @@ def test_other_models_readouts_scales_and_lenses_are_refused(tmp_path):
     run = FakeRun(60)
     run.path = tmp_path / "other.h5"
     run.model_hash = "another"
-    refuses(f"{run.path} is a run of another model than final was fitted on: fit it on this model", judge.score, run)
+    refuses(
+        f"{run.path} is a run of another model than final was fitted on (model_hash another, not model): fit it on "
+        "this model",
+        judge.score,
+        run,
+    )
     run.model_hash, run.readout_hash = "model", "another"
     refuses(
         f"{run.path} reads its scores out otherwise than the run that final was fitted on "
-        "(score tokens, final norm or output matrix): fit it on a run of this kind",
+        "(score tokens, final norm or output matrix: readout_hash another, not readout): fit it on a run of this kind",
         judge.score,
         run,
     )
     run.readout_hash = "readout"
     run.scale = Scale.parse("A..E")
     refuses(
-        f"final was fitted on the labels 1, 2, 3, 4, 5, but {run.path} has A, B, C, D, E: fit it on this scale",
+        f'{run.path} has another scale than final was fitted on (labels (["1", "2", "3", "4", "5"], now ["A", "B", '
+        '"C", "D", "E"])): fit it on this scale',
         judge.score,
         run,
     )
     run.scale = Scale.parse("1=1,2=2,3=3,4=4,5=7")
-    refuses("final was fitted on labels worth 1, 2, 3, 4, 5, not 1, 2, 3, 4, 7: fit it on this scale", judge.score, run)
+    refuses(
+        f"{run.path} has another scale than final was fitted on (values ([1.0, 2.0, 3.0, 4.0, 5.0], now [1.0, 2.0, "
+        "3.0, 4.0, 7.0])): fit it on this scale",
+        judge.score,
+        run,
+    )
     run = FakeRun(60, 5)
     refuses(
         "final was fitted on 7 layers (embed .. 6), not on 6 (embed .. 5): it belongs to another model",

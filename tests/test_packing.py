@@ -312,7 +312,7 @@ def test_an_unfinished_run_keeps_the_batch_size_it_was_started_with(booted, tmp_
     judge, items, path = make_judge(booted), tiny.word_items(), tmp_path / "run.h5"
     with monkeypatch.context() as patch:
         patch.setattr("probes.capturing.job.free_tokens", lambda bridge: 77)
-        patch.setattr(pipeline.RunWriter, "consolidate", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(pipeline.RunWriter, "write_run", tiny.interrupted)
         with pytest.raises(KeyboardInterrupt):
             probes.capture(judge, items, path)
     assert probes.capture(judge, items, path).attr("config")["batch_tokens"] == 77

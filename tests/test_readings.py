@@ -16,7 +16,7 @@ from probes.token_table import TokenTable
 from tests.fake_run import LAYERS, fake_header, fake_shard
 
 if TYPE_CHECKING:
-    from probes.store.format import Header
+    from probes.store.header import Header
 
 OK, NO_SCORE, TOO_LONG, NON_FINITE = Status.OK, Status.NO_SCORE, Status.TOO_LONG, Status.NON_FINITE
 
@@ -25,7 +25,7 @@ def written(path, header: Header, *shards):
     with RunWriter.open(path, header, "plan") as writer:
         for number, data in enumerate(shards):
             writer.write_shard(number, data)
-        writer.consolidate({})
+        writer.write_run({})
     return probes.open_run(path)
 
 

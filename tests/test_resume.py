@@ -32,8 +32,8 @@ def test_a_finished_run_is_not_captured_again(booted, tmp_path, monkeypatch):
     with pytest.raises(RunFileError) as error:
         probes.capture(judge, items[:5], path)
     assert str(error.value) == (
-        f"{path} exists and differs in the items or their human scores; choose another path, or overwrite=True "
-        "(--overwrite) to replace it"
+        f"{path} exists and differs in items (20 there, 5 asked for, 0 of them new); choose another path, or "
+        "overwrite=True (--overwrite) to replace it"
     )
 
 
@@ -121,7 +121,7 @@ def test_a_damaged_shard_runs_again(booted, tmp_path, monkeypatch, caplog):
     judge, items = make_judge(booted), tiny.word_items()
     probes.capture(judge, items, tmp_path / "whole.h5", batch_tokens=60)
     path = tmp_path / "run.h5"
-    monkeypatch.setattr(pipeline.RunWriter, "consolidate", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(pipeline.RunWriter, "write_run", tiny.interrupted)
     with pytest.raises(KeyboardInterrupt):
         probes.capture(judge, items, path, batch_tokens=60)
     monkeypatch.undo()
@@ -139,7 +139,7 @@ def test_a_damaged_shard_runs_again(booted, tmp_path, monkeypatch, caplog):
 
 def test_an_unfinished_run_of_another_judge_is_refused(booted, tmp_path, monkeypatch):
     judge, items, path = make_judge(booted), tiny.word_items(), tmp_path / "run.h5"
-    monkeypatch.setattr(pipeline.RunWriter, "consolidate", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(pipeline.RunWriter, "write_run", tiny.interrupted)
     with pytest.raises(KeyboardInterrupt):
         probes.capture(judge, items, path)
     monkeypatch.undo()
@@ -147,8 +147,8 @@ def test_an_unfinished_run_of_another_judge_is_refused(booted, tmp_path, monkeyp
     with pytest.raises(RunFileError) as error:
         probes.capture(other, items, path)
     assert str(error.value) == (
-        f"{path}.partial holds an unfinished run that differs in the judge (model, template, scale or dtype), the "
-        "items or their prompts; resume it with the settings it was started with, or start again with overwrite=True "
+        f"{path}.partial holds an unfinished run that differs in judge.template.user, the items or their prompts; "
+        "resume it with the settings it was started with, or start again with overwrite=True "
         "(--overwrite)"
     )
     assert probes.capture(other, items, path, overwrite=True).judge_hash == other.digest()
@@ -172,14 +172,16 @@ def regrouped(items: probes.Items) -> probes.Items:
 def test_corrected_scores_and_groups_are_never_lost(booted, tmp_path, monkeypatch):
     judge, items, path = make_judge(booted), tiny.word_items(), tmp_path / "run.h5"
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.RunWriter, "consolidate", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(pipeline.RunWriter, "write_run", tiny.interrupted)
         with pytest.raises(KeyboardInterrupt):
             probes.capture(judge, items, path)
     run = probes.capture(judge, regrouped(items), path)
     assert set(run.groups) == {"g"}
     assert run.items.raters == "identity"
     np.testing.assert_array_equal(run.human, regrouped(items).human)
-    with pytest.raises(RunFileError, match="differs in the items or their human scores"):
+    with pytest.raises(
+        RunFileError, match=r"raters \(identity, now slots\), the human scores, .* of 20 items \(first 'calm'\)"
+    ):
         probes.capture(judge, items, path)
 
 

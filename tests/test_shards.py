@@ -14,7 +14,7 @@ import pytest
 
 import probes
 from probes.errors import RunFileError
-from probes.store import consolidate
+from probes.store import merge
 from probes.store.readings import Status
 from probes.store.writer import RunWriter
 from tests.fake_run import D_MODEL, LAYERS, fake_header, fake_shard
@@ -62,7 +62,7 @@ def write_run(path, header, shards=ROWS, *, finish=True, **changes):
             if number not in done:
                 writer.write_shard(number, full_shard(header, rows, **changes))
         if finish:
-            writer.consolidate({"note": {"a": 1}})
+            writer.write_run({"note": {"a": 1}})
     return probes.open_run(path)
 
 
@@ -128,7 +128,7 @@ def test_what_was_not_captured_says_how_to_get_it(tmp_path):
         assert str(error.value) == (
             f"{run.path}: unknown extra reading 'mass'; there are scale_mass, entropy, last_positions, response_mean"
         )
-        with pytest.raises(RunFileError, match="has no layer 9; its layers are embed, 1 .. 2"):
+        with pytest.raises(RunFileError, match="has no layer 9; its layers are embed, 1, 2"):
             run.extra("entropy", layer=9)
         for generated in ("generated_ids", "generated_text"):
             with pytest.raises(RunFileError) as error:
@@ -191,7 +191,7 @@ def test_rows_without_a_score_are_nan_whatever_they_hold(tmp_path):
     before = shard.residual.copy()
     with RunWriter.open(tmp_path / "run.h5", header, "plan") as writer:
         writer.write_shard(0, shard)
-        writer.consolidate({})
+        writer.write_run({})
     np.testing.assert_array_equal(shard.residual, before)
     run = probes.open_run(tmp_path / "run.h5")
     assert run.status[0] == Status.NO_SCORE
@@ -207,7 +207,7 @@ def test_the_bytes_do_not_depend_on_blocks_shards_or_order(tmp_path, monkeypatch
     write_run(tmp_path / "whole.h5", header).close()
     write_run(tmp_path / "other.h5", header, shards=([0, 1], [4, 2, 6], [3])).close()
     assert datasets(tmp_path / "other.h5") == datasets(tmp_path / "whole.h5")
-    monkeypatch.setattr(consolidate, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(merge, "_BLOCK_BYTES", 64)
     write_run(tmp_path / "small.h5", header).close()
     assert datasets(tmp_path / "small.h5") == datasets(tmp_path / "whole.h5")
 
@@ -229,7 +229,7 @@ def test_an_unfinished_run_with_text_resumes_to_the_same_bytes(tmp_path):
 def test_an_unfinished_run_with_other_extras_is_refused(tmp_path):
     path = tmp_path / "run.h5"
     write_run(path, full_header(), ROWS[:1], finish=False).close()
-    with pytest.raises(RunFileError, match="holds an unfinished run that differs in the extra readings; resume it"):
+    with pytest.raises(RunFileError, match="holds an unfinished run that differs in extra readings; resume it"):
         write_run(path, full_header(extras=("entropy",)))
 
 
@@ -241,7 +241,7 @@ def test_shards_may_be_written_from_another_thread(tmp_path):
             thread = threading.Thread(target=writer.write_shard, args=(number, full_shard(header, rows)))
             thread.start()
             thread.join()
-        writer.consolidate({"note": {"a": 1}})
+        writer.write_run({"note": {"a": 1}})
     assert datasets(path) == datasets(tmp_path / "whole.h5")
 
 
@@ -278,7 +278,7 @@ def test_shards_that_are_cut_short_or_foreign_are_refused(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_number_of_readings(tmp_path, monkeypatch):
-    monkeypatch.setattr(consolidate, "_BLOCK_BYTES", 4 << 20)
+    monkeypatch.setattr(merge, "_BLOCK_BYTES", 4 << 20)
     wide = np.zeros((200, len(LAYERS), 1024), dtype=np.float32)
     peaks = []
     for n in (400, 4000):
@@ -287,7 +287,7 @@ def test_memory_does_not_grow_with_the_number_of_readings(tmp_path, monkeypatch)
             for number, some in enumerate(rows):
                 writer.write_shard(number, replace(fake_shard(header, some), residual=wide))
             tracemalloc.start()
-            writer.consolidate({})
+            writer.write_run({})
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     assert peaks[1] < 1.05 * peaks[0] + 4000 * 64, "a block, and some whole numbers a reading"

@@ -265,3 +265,8 @@ def word_items(n: int = len(WORDS), human: bool = True) -> Items:
     return Items(
         [Item(id=word, fields={"response": word}, human=scores[k] if human else ()) for k, word in enumerate(WORDS[:n])]
     )
+
+
+def interrupted(*args, **options):
+    """Stands in for what a user stops."""
+    raise KeyboardInterrupt

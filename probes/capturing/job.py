@@ -21,8 +21,9 @@ from probes.errors import ItemError, ProbesError
 from probes.lens import check_lenses
 from probes.prompt_table import check_pair
 from probes.quantization import pass_dependence
-from probes.store.format import FORMAT, FORMAT_VERSION, Header, Status
-from probes.store.writer import partial_folder
+from probes.store.format import FORMAT, FORMAT_VERSION, Status
+from probes.store.header import Header
+from probes.store.shards import partial_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,6 +83,20 @@ class Job:
     def samples(self) -> int:
         """Readings a prompt."""
         return self.judge.decoding.samples if self.judge.decoding else 1
+
+    @property
+    def n_readings(self) -> int:
+        """All readings: every sample of every prompt."""
+        return len(self.table.item) * self.samples
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all numbers in the run file."""
+        judge, extras, layers = self.judge, self.settings.extras, len(self.judge.layers)
+        word, states = (2 if judge.dtype == "bfloat16" else 4), layers * judge.d_model
+        reading = 4 * layers * (len(judge.scale.labels) * len(self.settings.lenses) + extras.mass + extras.entropy)
+        reading += word * states * (self.settings.residuals + extras.last_positions)
+        return self.n_readings * (reading + 4 * states * extras.response_mean)
 
     def readings(self, prompts: Sequence[int]) -> Int[np.ndarray, " reading"]:
         """Reading numbers of some prompts: all samples of the first, then of the next."""

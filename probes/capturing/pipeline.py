@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 
 from probes.capturing.checking import readout_deviation
+from probes.capturing.ctrl_c import CtrlC
 from probes.capturing.engine import Extras
+from probes.capturing.existing import missing_items
 from probes.capturing.generation import Generator
 from probes.capturing.job import Job, Settings, make_header, prepare
 from probes.capturing.runner import Runner
@@ -19,10 +22,13 @@ from probes.capturing.support import logit_tolerance
 from probes.errors import ModelError, RunFileError
 from probes.lens import LENSES
 from probes.progress import progress
-from probes.store.format import Header, Status
-from probes.store.run import Run, open_run
+from probes.store import disk
+from probes.store.format import Status
+from probes.store.merge import write_run
+from probes.store.opening import open_run
 from probes.store.shard_writer import ShardData
-from probes.store.writer import RunWriter
+from probes.store.shards import partial_folder
+from probes.store.writer import RunWriter, locked, remove_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from probes.capturing.runner import PassRows
     from probes.items import Items
     from probes.judge import Judge
+    from probes.store.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +59,16 @@ def capture(
     batch_tokens: int | None = None,
     max_tokens: int | None = None,
     share_prefix: bool = True,
+    compress: bool = False,
+    extend: bool = False,
     overwrite: bool = False,
     show_progress: bool | None = None,
 ) -> Run:
     """Capture the residual stream of every layer at the score position, and the score logits, of every item.
 
     A killed capture is resumed by the same call, and a finished one of the same judge and items is returned as it
-    is. Nothing is dropped: readings without numbers are NaN rows with a status.
+    is. Ctrl-C stops after the current pass; a second one stops at once. Nothing is dropped: readings without numbers
+    are NaN rows with a status.
 
     Args:
         judge: The judge.
@@ -73,6 +83,9 @@ def capture(
         batch_tokens: Tokens that one pass computes; chosen by free memory unless given.
         max_tokens: Longest prompt to capture, if lower than the model's own limit.
         share_prefix: Compute shared prefixes once, where the architecture allows.
+        compress: Compress the numbers in the run file without loss.
+        extend: Add what an existing run of the same judge lacks: items that it does not hold go behind those that
+            it holds, which are not captured again and must not have changed, and lenses are computed for all.
         overwrite: Replace an existing run file.
         show_progress: Progress bar on or off; on a terminal and in notebooks unless given.
 
@@ -80,7 +93,9 @@ def capture(
         The run, opened.
 
     Raises:
-        RunFileError: The run file exists and is of another judge or other items, or an unfinished run differs.
+        RunFileError: The run file exists and is of another judge or other items, an unfinished run differs, another
+            process writes it, or the disk is full or read-only.
+        KeyboardInterrupt: After Ctrl-C; the message says what is kept.
         ScoreTokenError: The scale cannot be read with this tokenizer.
         ModelError: The model's logits do not follow from its last residual state, or one prompt exceeds memory.
         ItemError: A human score lies outside the scale's human range.
@@ -88,15 +103,50 @@ def capture(
     path = Path(path)
     extras = Extras(mass, entropy, last_positions, response_mean)
     settings = Settings(lenses, residuals, extras, batch_tokens, max_tokens, share_prefix)
+    if extend and overwrite:
+        raise RunFileError("extend adds to a run and overwrite replaces it; choose one of them")
     job = prepare(judge, items, settings, None if overwrite else path)
-    header = make_header(job)
+    base = None
     if path.exists() and not overwrite:
-        return _existing(path, header)
-    with RunWriter.open(path, header, job.plan.digest(), restart=overwrite) as writer:
+        base = open_run(path)
+        try:
+            missing = missing_items(base, make_header(job), extend=extend)
+            lenses = tuple(dict.fromkeys([*base.attr("lenses"), *lenses]))
+            if not len(missing):
+                return _relensed(base, lenses, compress=compress)
+            logger.info("%s holds %d of %d items already", path, len(items) - len(missing), len(items))
+            if len(missing) < len(items) or lenses != tuple(settings.lenses):
+                job = prepare(judge, items.select(missing), replace(settings, lenses=lenses), path)
+        except BaseException:
+            base.close()
+            raise
+    try:
+        _capture(job, path, base, restart=overwrite, compress=compress, show_progress=show_progress)
+    finally:
+        if base is not None:
+            base.close()
+    run = open_run(path)
+    _report(run)
+    return run
+
+
+def _capture(
+    job: Job, path: Path, base: Run | None, *, restart: bool, compress: bool, show_progress: bool | None
+) -> None:
+    """Capture what is missing, and write the run file."""
+    # The shards, the file that they become, and the file that it replaces are there at the same time.
+    there = sum(file.stat().st_size for file in partial_folder(path).glob("*.h5"))
+    with disk.failures_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    disk.check_space(path, 2 * job.n_bytes + (0 if base is None else path.stat().st_size) - there)
+    with RunWriter.open(path, make_header(job), job.plan.digest(), restart=restart) as writer:
         if job.sharing_note:
             logger.info("prompts are computed whole: %s", job.sharing_note)
         try:
             _run_shards(job, writer, show_progress)
+            final = max((entry["deviation"] for entry in writer.finished.values()), default=0.0)
+            attrs = {"deviations": {**writer.notes, "final_logits": final}}
+            writer.write_run(attrs, base=base, compress=compress)
         except torch.OutOfMemoryError as error:
             longest = int(job.table.tokens.lengths.max())
             reason = str(error).splitlines()[0]
@@ -104,39 +154,28 @@ def capture(
                 f"one prompt does not fit into memory (the longest has {longest} tokens): {reason}; "
                 "use a smaller dtype, more devices (device_map), or max_tokens to leave long prompts out"
             ) from error
-        attrs = {
-            "deviations": {
-                **writer.notes,
-                "final_logits": max((entry["deviation"] for entry in writer.finished.values()), default=0.0),
-            }
-        }
-        writer.consolidate(attrs)
-    run = open_run(path)
-    _report(run)
-    return run
+        except disk.WriteFailed as error:
+            raise disk.WriteFailed(f"{error}; {_kept(job, writer)}") from error
 
 
-def _existing(path: Path, header: Header) -> Run:
-    """The finished run at this path, if it is the one that was asked for."""
-    run = open_run(path)
-    asked = {
-        "the judge": (run.judge_hash, header.attrs["judge_hash"]),
-        "the items or their human scores": (
-            (run.item_hashes, run.items.digest(), run.items.raters),
-            (header.item_hashes, header.items.digest(), header.items.raters),
-        ),
-        "the lenses": (tuple(run.attr("lenses")), tuple(header.lenses)),
-        "the extra readings": (tuple(run.attr("extras")), tuple(header.extras)),
-        "the residuals": (run.attr("residual_dtype"), header.residual_dtype or "none"),
-    }
-    differ = [name for name, (there, wanted) in asked.items() if there != wanted]
-    if differ:
-        run.close()
-        raise RunFileError(
-            f"{path} exists and differs in {', '.join(differ)}; choose another path, or overwrite=True (--overwrite) "
-            "to replace it"
-        )
-    logger.info("%s is captured already", path)
+def _kept(job: Job, writer: RunWriter) -> str:
+    """What a stopped capture leaves behind."""
+    done = sum(entry["rows"] for entry in writer.finished.values())
+    return f"{done} of {job.n_readings} readings are kept in {writer.folder}, and the same command goes on from there"
+
+
+def _relensed(run: Run, lenses: tuple[str, ...], *, compress: bool) -> Run:
+    """A run that lacks no item, with these lenses."""
+    path = run.path
+    if lenses == tuple(run.attr("lenses")):
+        logger.info("%s is captured already", path)
+    else:
+        with run, locked(path):
+            write_run([run], path, lenses=lenses, compress=compress)
+        run = open_run(path)
+    if partial_folder(path).is_dir():
+        with locked(path):  # what a process left that was killed just after it had written the run
+            remove_folder(partial_folder(path))
     return run
 
 
@@ -148,10 +187,11 @@ def _run_shards(job: Job, writer: RunWriter, show_progress: bool | None) -> None
         return
     if finished:
         done = sum(entry["rows"] for entry in finished.values())
-        logger.info("resuming: %d of %d readings are captured already", done, len(job.table.item) * job.samples)
+        logger.info("resuming: %d of %d readings are captured already", done, job.n_readings)
     runner = Runner(job, writer)
     total = sum(len(plan.rows(shard)) for shard in todo)
     with (
+        CtrlC() as ctrl_c,
         _Background(threaded=runner.engine.device.type != "cpu") as background,
         runner.ready(),
         progress("capturing", total, "prompts", enabled=show_progress) as advance,
@@ -162,7 +202,13 @@ def _run_shards(job: Job, writer: RunWriter, show_progress: bool | None) -> None
             for found in source.run_shard(number):
                 background.run(shard.add, _shard_data(job, found))
                 advance(len(found.prompts))
-            background.run(writer.close_shard, number, shard)
+                if ctrl_c.pressed:
+                    break
+            else:
+                background.run(writer.close_shard, number, shard)
+            if ctrl_c.pressed:
+                background.wait()
+                raise KeyboardInterrupt(f"stopped after a pass; {_kept(job, writer)}")
 
 
 class _Background:
@@ -184,14 +230,18 @@ class _Background:
         if not self._threaded:
             work(*arguments)
             return
+        self.wait()
+        self._last = self._pool.submit(work, *arguments)
+
+    def wait(self) -> None:
+        """Wait for what was begun, and raise what went wrong there."""
         if self._last is not None:
             self._last.result()
-        self._last = self._pool.submit(work, *arguments)
 
     def __exit__(self, kind: object, *error: object) -> None:
         self._pool.shutdown()
-        if self._last is not None and kind is None:
-            self._last.result()
+        if kind is None:
+            self.wait()
 
 
 def _shard_data(job: Job, found: PassRows) -> ShardData:

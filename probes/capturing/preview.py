@@ -67,13 +67,10 @@ def preview(
     """Say what ``capture`` would do, with the first prompt as the model will see it."""
     extras = Extras(mass, entropy, last_positions, response_mean)
     job = prepare(judge, items, Settings(lenses, residuals, extras, batch_tokens, max_tokens, share_prefix))
-    plan, layers = job.plan, len(judge.layers)
-    word = 2 if judge.dtype == "bfloat16" else 4
-    states = layers * judge.d_model
-    reading = 4 * layers * (len(judge.scale.labels) * len(lenses) + mass + entropy)
-    reading += word * states * (residuals + last_positions) + 4 * states * response_mean
-    n_readings = len(job.table.item) * job.samples
-    answers = (n_readings - len(plan.too_long) * job.samples) * (judge.decoding.max_new_tokens if judge.decoding else 0)
+    plan = job.plan
+    answers = (job.n_readings - len(plan.too_long) * job.samples) * (
+        judge.decoding.max_new_tokens if judge.decoding else 0
+    )
     engine = Engine(judge.bridge, judge.readout)
     sample = [job.table.tokens[0][-256:]]
     with native_attention(judge.bridge, judge.attention):
@@ -85,13 +82,13 @@ def preview(
         first_prompt=job.table.first.text,
         first_n_tokens=len(job.table.first.token_ids),
         n_items=len(items),
-        n_readings=n_readings,
+        n_readings=job.n_readings,
         n_too_long=len(plan.too_long),
         n_passes=len(plan.passes),
         tokens_before=plan.tokens_before,
         tokens_after=plan.tokens_after,
         answer_tokens=answers,
-        n_bytes=n_readings * reading,
+        n_bytes=job.n_bytes,
         seconds=(plan.tokens_after + answers) / rate,
         sharing_note=job.sharing_note,
     )

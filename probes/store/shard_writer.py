@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -11,12 +10,15 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from probes.store.format import FORMAT_VERSION, SHARD_FORMAT, Header, bfloat16_bits, encoded, joined, raw_bytes
+from probes.store import disk
+from probes.store.format import FORMAT_VERSION, SHARD_FORMAT, bfloat16_bits, encoded, joined, raw_bytes
 from probes.store.readings import Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from probes.store.header import Header
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,17 +78,16 @@ class ShardWriter:
         order = np.argsort(data.rows, kind="stable")
         places = np.searchsorted(self.rows, data.rows[order])
         if not self._places:
-            self._create(data)
+            with disk.failures_named(self.path):
+                self._create(data)
         # Stretches of neighbouring rows are written at once.
         cuts = [0, *(np.flatnonzero(np.diff(places) != 1) + 1), len(places)]
-        descriptor = os.open(self.path, os.O_WRONLY)
-        try:
+        with disk.failures_named(self.path), self.path.open("r+b", buffering=0) as file:
             for name, array in self._arrays(data, order):
                 row = array.nbytes // max(1, len(array))
                 for start, stop in pairwise(cuts):
-                    _write_all(descriptor, array[start:stop], self._places[name] + int(places[start]) * row)
-        finally:
-            os.close(descriptor)
+                    where = self._places[name] + int(places[start]) * row
+                    disk.write_at(file, self.path, raw_bytes(array[start:stop]), where)
         for name, texts in self._texts(data):
             store = self._ragged.setdefault(name, [np.empty(0, texts[0].dtype)] * len(self.rows))
             for place, row in zip(places, order, strict=True):
@@ -100,7 +101,7 @@ class ShardWriter:
             raise ValueError(f"{int((~self._written).sum())} rows of {self.path.name} were never added")
         if not self._ragged:
             return
-        with h5py.File(self.path, "r+") as file:
+        with disk.h5_file(self.path, "r+") as file:
             for name, rows in self._ragged.items():
                 values, offsets = joined(rows, rows[0].dtype.type)
                 file.create_dataset(f"{name}/values", data=values, track_times=False)
@@ -112,7 +113,7 @@ class ShardWriter:
         layout.set_layout(h5py.h5d.CONTIGUOUS)
         layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        with h5py.File(self.path, "w") as file:
+        with disk.h5_file(self.path, "w") as file:
             file.attrs["format"] = SHARD_FORMAT
             file.attrs["format_version"] = FORMAT_VERSION
             # No checksums in here: the digest of the whole file is in the manifest, and the run file gets its own.
@@ -156,11 +157,3 @@ class ShardWriter:
             yield "generation/token_ids", [ids.astype(np.int32) for ids in data.generated]
         if data.texts is not None:
             yield "generation/text", encoded(data.texts)
-
-
-def _write_all(descriptor: int, array: np.ndarray, offset: int) -> None:
-    """Write an array at a place of a file; a system call may write a part only."""
-    rest = memoryview(raw_bytes(array))
-    while rest:
-        written = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[written:], offset + written

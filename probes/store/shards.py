@@ -10,11 +10,21 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from probes.errors import RunFileError
-from probes.store.format import safe_open
+from probes.store.format import blank, safe_open
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+
+def partial_folder(path: Path) -> Path:
+    """Where an unfinished run lies."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:05d}.h5"
 
 
 class _Array(NamedTuple):
@@ -45,7 +55,7 @@ class ShardReader:
         self._extents = cache(self._find_extents)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._arrays[0]
+        return bool(self._arrays) and name in self._arrays[0]
 
     def like(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """Shape behind the row axis, and type, of a dataset."""
@@ -62,7 +72,7 @@ class ShardReader:
         """
         shape, dtype = self.like(name)
         out = np.empty((len(rows), *np.empty(shape, dtype)[columns].shape), dtype)
-        out[self.shard[rows] < 0] = _blank(dtype)
+        out[self.shard[rows] < 0] = blank(dtype)
         for number, where in self._by_shard(rows):
             offsets = self.offset[rows[where]]
             # Rows of a shard ascend, so that for a block of readings this span is just what is wanted.
@@ -143,8 +153,3 @@ def _layout(path: Path) -> dict[str, _Array]:
 
 def _unreadable(path: Path, reason: str) -> RunFileError:
     return RunFileError(f"cannot read {path} ({reason}); resume the capture")
-
-
-def _blank(dtype: np.dtype) -> Any:
-    """What a row without numbers holds: NaN, as bits where bfloat16 is stored as uint16."""
-    return np.uint16(0x7FC0) if dtype == np.uint16 else np.nan

@@ -1,4 +1,4 @@
-"""Writing a run: closed shards that are renamed into place, a manifest, and one consolidated file at the end.
+"""Writing a run: closed shards that are renamed into place, a manifest, and one file at the end.
 
 While a capture runs, ``run.h5.partial/`` holds::
 
@@ -16,25 +16,30 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
+import platform
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import filelock
-import h5py
-import numpy as np
 from jaxtyping import Int
 
+from probes.differences import differences
 from probes.errors import RunFileError
-from probes.store.consolidate import consolidate
-from probes.store.format import Header, write_header
+from probes.store import disk
+from probes.store.header import Header, write_header
+from probes.store.merge import write_run
+from probes.store.opening import open_partial
 from probes.store.shard_writer import ShardData, ShardWriter
+from probes.store.shards import partial_folder, shard_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    import numpy as np
+
+    from probes.store.run import Run
 
 
 logger = logging.getLogger(__name__)
@@ -51,7 +56,7 @@ class RunWriter:
         self._restart = restart
         self._manifest: dict[str, Any] = {}
         self._manifest_lock = threading.Lock()  # shards may be written from a thread of their own
-        self._consolidated = False
+        self._is_written = False
 
     @classmethod
     @contextmanager
@@ -65,29 +70,17 @@ class RunWriter:
             restart: Drop an unfinished run that differs, instead of refusing.
 
         Raises:
-            RunFileError: Another process writes this run, or the partial run is of another judge, of other
-                items or of another plan.
+            RunFileError: Another process writes this run, the partial run is of another judge, of other items or of
+                another plan, or the disk is full or read-only.
         """
         writer = cls(path, header, plan_digest, restart=restart)
-        try:
-            writer.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFileError(f"cannot write to {path.parent}: {error.strerror}; choose another output path") from None
-        lock = filelock.FileLock(writer.folder / "lock", blocking=False)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise RunFileError(
-                f"another process is writing {path}; wait for it, or choose another output path"
-            ) from None
-        try:
-            writer._start()
+        with locked(path):
+            with disk.failures_named(writer.folder):
+                writer._start()
             yield writer
             # Still under the lock, so that nobody starts to write into a folder that is about to go.
-            if writer._consolidated:
-                shutil.rmtree(writer.folder, ignore_errors=True)
-        finally:
-            lock.release()
+            if writer._is_written:
+                remove_folder(writer.folder)
 
     @property
     def finished(self) -> dict[int, dict[str, Any]]:
@@ -116,10 +109,11 @@ class RunWriter:
         return ShardWriter(self.folder / f"{shard_name(number)}.writing", self._header, rows)
 
     def close_shard(self, number: int, shard: ShardWriter) -> None:
-        """Close a shard, and only then name it."""
-        shard.close()
+        """Close a shard, name it, and only then count it as finished."""
         final = self.folder / shard_name(number)
-        _publish(shard.path, final)
+        with disk.failures_named(final):
+            shard.close()
+            disk.publish(shard.path, final)
         entry = {"rows": len(shard.rows), "sha256": file_digest(final), "deviation": shard.deviation}
         with self._manifest_lock:
             self._manifest["shards"][str(number)] = entry
@@ -131,36 +125,42 @@ class RunWriter:
         shard.add(data)
         self.close_shard(number, shard)
 
-    def consolidate(self, attrs: Mapping[str, Any]) -> Path:
-        """Merge the shards into the run file, named only when it is whole.
+    def write_run(self, attrs: Mapping[str, Any], *, base: Run | None = None, compress: bool = False) -> Path:
+        """Write the run file, which replaces what is there when it is whole.
 
         Args:
             attrs: Root attributes that are known at the end.
+            base: A run whose items come first; those of the shards follow.
+            compress: Compress the numbers without loss.
         """
-        shards = [self.folder / shard_name(number) for number in sorted(self.finished)]
-        temporary = self.path.with_name(f"{self.path.name}.writing")
-        consolidate(self.folder / "header.h5", shards, temporary, attrs)
-        _publish(temporary, self.path)
-        self._consolidated = True
+        with open_partial(self.folder) as captured:
+            runs = [captured] if base is None else [base, captured]
+            write_run(runs, self.path, lenses=self._header.lenses, compress=compress, attrs=attrs)
+        self._is_written = True
         return self.path
 
     def _start(self) -> None:
         header_path, manifest_path = self.folder / "header.h5", self.folder / "manifest.json"
         expected = {
-            "judge_hash": self._header.attrs["judge_hash"],
-            "items_digest": _items_digest(self._header.item_hashes),
-            "plan_digest": self._plan_digest,
+            "judge": self._header.attrs.get("judge") or self._header.attrs["judge_hash"],
+            "the items or their prompts": _items_digest(self._header.item_hashes),
+            "the batching (batch tokens, prefix sharing or length limit)": self._plan_digest,
             "lenses": list(self._header.lenses),
-            "extras": list(self._header.extras),
-            "residual_dtype": self._header.residual_dtype or "none",
+            "extra readings": list(self._header.extras),
+            "type of the residuals": self._header.residual_dtype or "none",
         }
-        if header_path.is_file() and manifest_path.is_file():
-            self._manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-            differ = self._differences(expected)
+        device = self._header.attrs.get("config", {}).get("device")
+        made_with = {"versions": self._header.attrs.get("versions"), "machine": platform.machine(), "device": device}
+        for left in self.folder.glob("*.writing"):
+            disk.remove(left)
+        if header_path.is_file() and (manifest := self._read_manifest()) is not None:
+            self._manifest = manifest
+            differ = differences(manifest["run"], expected)
             if not differ:
                 # Human scores, groups and texts may have been corrected since; the states do not depend on them.
                 self._write_header()
                 self._discard_damaged_shards()
+                self._warn_of_changes(made_with)
                 return
             if self._manifest["shards"] and not self._restart:
                 raise RunFileError(
@@ -168,29 +168,28 @@ class RunWriter:
                     "settings it was started with, or start again with overwrite=True (--overwrite)"
                 )
         # Without a manifest a folder is no run, so what is half replaced after a crash is started afresh.
-        manifest_path.unlink(missing_ok=True)
+        disk.remove(manifest_path)
         for shard in self.folder.glob("shard-*.h5"):
-            shard.unlink()
+            disk.remove(shard)
         self._write_header()
-        self._manifest = {"run": expected, "notes": {}, "shards": {}}
+        self._manifest = {"run": expected, "made_with": made_with, "notes": {}, "shards": {}}
         self._write_manifest()
+
+    def _read_manifest(self) -> dict[str, Any] | None:
+        path = self.folder / "manifest.json"
+        if not path.is_file():
+            return None
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError:
+            logger.warning("%s is damaged, so that nothing can be resumed; all passes run again", path)
+            return None
 
     def _write_header(self) -> None:
         temporary = self.folder / "header.h5.writing"
-        with h5py.File(temporary, "w") as file:
+        with disk.h5_file(temporary, "w") as file:
             write_header(file, self._header)
-        _publish(temporary, self.folder / "header.h5")
-
-    def _differences(self, expected: dict[str, Any]) -> list[str]:
-        names = {
-            "judge_hash": "the judge (model, template, scale or dtype)",
-            "items_digest": "the items or their prompts",
-            "plan_digest": "the batching (batch tokens, prefix sharing or length limit)",
-            "lenses": "the lenses",
-            "extras": "the extra readings",
-            "residual_dtype": "the type of the residuals",
-        }
-        return [names[key] for key, value in expected.items() if self._manifest["run"].get(key) != value]
+        disk.publish(temporary, self.folder / "header.h5")
 
     def _discard_damaged_shards(self) -> None:
         for number, entry in list(self._manifest["shards"].items()):
@@ -199,20 +198,53 @@ class RunWriter:
                 logger.warning("%s is missing or damaged; its passes run again", path.name)
                 del self._manifest["shards"][number]
 
+    def _warn_of_changes(self, made_with: dict[str, Any]) -> None:
+        if changed := differences(self._manifest.get("made_with", {}), made_with):
+            logger.warning(
+                "this run was begun with other software or on another machine: %s; numbers may differ in their last "
+                "bits from those that are there",
+                ", ".join(changed),
+            )
+
     def _write_manifest(self) -> None:
-        temporary = self.folder / "manifest.json.writing"
-        temporary.write_text(json.dumps(self._manifest, indent=1, sort_keys=True), encoding="utf-8")
-        _publish(temporary, self.folder / "manifest.json")
+        path = self.folder / "manifest.json"
+        with disk.failures_named(path):
+            disk.write_text(path, json.dumps(self._manifest, indent=1, sort_keys=True))
 
 
-def partial_folder(path: Path) -> Path:
-    """Where an unfinished run lies."""
-    return path.with_name(f"{path.name}.partial")
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the only one who writes a run; a lock that a dead process held is free.
+
+    Raises:
+        RunFileError: Another process writes this run, or nothing can be written there.
+    """
+    folder = partial_folder(path)
+    lock = filelock.FileLock(folder / "lock", blocking=False)
+    with disk.failures_named(folder):
+        while not (folder / "lock").exists() or not lock.is_locked:
+            lock.release()  # of a folder whose last writer has just removed it
+            disk.make_folder(folder)
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                raise RunFileError(
+                    f"another process is writing {path}; wait for it, or choose another output path"
+                ) from None
+            except NotImplementedError:
+                raise RunFileError(f"the file system of {folder} has no locks; choose a path on another one") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def shard_name(number: int) -> str:
-    """File name of a shard."""
-    return f"shard-{number:05d}.h5"
+def remove_folder(folder: Path) -> None:
+    """Remove what a run needs no more; the run is whole, so a failure is no more than a nuisance."""
+    try:
+        disk.remove(folder)
+    except OSError as error:
+        logger.warning("%s cannot be removed (%s), and is not needed any more", folder, error.strerror)
 
 
 def file_digest(path: Path) -> str:
@@ -223,15 +255,3 @@ def file_digest(path: Path) -> str:
 
 def _items_digest(item_hashes: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(item_hashes).encode()).hexdigest()
-
-
-def _publish(temporary: Path, final: Path) -> None:
-    """Give a finished file its name so that a crash leaves the old state or the new one, never half of it."""
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(final)
-    descriptor = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,146 @@
+"""What a run is, on one screen: judge, items used and not used and why, layers, sizes, provenance."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from probes.errors import RunFileError
+from probes.store.format import safe_open
+from probes.store.opening import open_partial, open_run
+from probes.store.readings import Status
+from probes.store.shards import partial_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from probes.store.run import Run
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a run says about itself, and counts of what it holds.
+
+    Attributes:
+        path: File, or folder of an unfinished run.
+        is_complete: Whether its capture is over.
+        n_bytes: Size on disk.
+        attrs: Root attributes, JSON parsed.
+        d_model: Width of the residual stream.
+        n_items: Number of items.
+        items_by_status: How many items have numbers (``ok``), and how many have none for which reason.
+        n_unlabelled: Items without human scores.
+        n_used: Items with numbers and human scores.
+        n_raters: Columns of the human scores.
+        readings_by_status: How many readings have numbers, and how many have none for which reason.
+        n_samples: Samples an item, at most.
+        criteria: Items by criterion.
+        splits: Items by split.
+        systems: Items by system.
+        n_groups: Number of groups; an item without one is a group of its own.
+        datasets: Name, type and bytes on disk of every dataset; of an unfinished run, of every file.
+    """
+
+    path: str
+    is_complete: bool
+    n_bytes: int
+    attrs: dict[str, Any]
+    d_model: int
+    n_items: int
+    items_by_status: dict[str, int]
+    n_unlabelled: int
+    n_used: int
+    n_raters: int
+    readings_by_status: dict[str, int]
+    n_samples: int
+    criteria: dict[str, int]
+    splits: dict[str, int]
+    systems: dict[str, int]
+    n_groups: int
+    datasets: list[tuple[str, str, int]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same, JSON-ready."""
+        return asdict(self)
+
+
+def inspect_run(path: str | Path) -> Inspection:
+    """Describe a run; none of its numbers are read.
+
+    Args:
+        path: ``run.h5``, or the ``.partial`` folder of a capture that is running or was cut short.
+
+    Raises:
+        RunFileError: There is no such run, or it is damaged.
+    """
+    path = Path(path)
+    if not path.exists() and partial_folder(path).is_dir():
+        path = partial_folder(path)
+    if path.is_dir():
+        # A run of which nothing is finished yet is worth a look as well.
+        with open_partial(path) as run:
+            return _inspect(run, sorted(_files(path)))
+    with open_run(path) as run:
+        return _inspect(run, list(_datasets(path)))
+
+
+def _inspect(run: Run, datasets: list[tuple[str, str, int]]) -> Inspection:
+    labelled = ~np.isnan(run.human_value)
+    item_status, items = run.item_status, run.items
+    attrs = dict(run.header().attrs) | {"layers": list(run.layers), "residual_dtype": run.attr("residual_dtype")}
+    for name in ("lenses", "extras"):
+        attrs[name] = list(run.attr(name))
+    files = run.path.iterdir() if run.path.is_dir() else [run.path]
+    return Inspection(
+        path=str(run.path),
+        is_complete=run.is_complete,
+        n_bytes=sum(file.stat().st_size for file in files),
+        attrs={name: value.item() if isinstance(value, np.generic) else value for name, value in attrs.items()},
+        d_model=run.readout.d_model,
+        n_items=len(items),
+        items_by_status=_by_status(item_status),
+        n_unlabelled=int((~labelled).sum()),
+        n_used=int((labelled & (item_status == Status.OK)).sum()),
+        n_raters=run.human.shape[1] if not np.isnan(run.human).all() else 0,
+        readings_by_status=_by_status(run.status),
+        n_samples=int(run.readings.sample.max(initial=0)) + 1,
+        criteria=_counts(items.column("criterion")),
+        splits=_counts(items.column("split")),
+        systems=_counts(items.column("system")),
+        n_groups=len(set(items.groups)),
+        datasets=datasets,
+    )
+
+
+def _by_status(status: np.ndarray) -> dict[str, int]:
+    counts = np.bincount(status, minlength=len(Status)).tolist()
+    if len(counts) > len(Status):
+        raise RunFileError(f"a reading has the status {len(counts) - 1}, which no run has; see `probes verify`")
+    return {state.name.lower(): counts[state] for state in Status if counts[state]}
+
+
+def _counts(names: Iterable[str]) -> dict[str, int]:
+    """How often each name occurs, the empty one left out."""
+    return {name: count for name, count in Counter(names).most_common() if name}
+
+
+def _datasets(path: Path) -> list[tuple[str, str, int]]:
+    found = []
+    with safe_open(path) as file:
+
+        def note(name: str, node: h5py.HLObject) -> None:
+            if isinstance(node, h5py.Dataset):
+                dtype = "bfloat16" if node.attrs.get("dtype") == "bfloat16" else str(node.dtype)
+                found.append((name, dtype, int(node.id.get_storage_size())))
+
+        file.visititems(note)
+    return found
+
+
+def _files(folder: Path) -> list[tuple[str, str, int]]:
+    return [(file.name, "file", file.stat().st_size) for file in folder.glob("*.h5")]

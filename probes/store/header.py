@@ -1,0 +1,282 @@
+"""Everything of a run but its numbers: items, prompts, readings, readout and what the run says about itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from probes.items import Item, Items
+from probes.lens import READOUT_ORDER, Readout
+from probes.store.format import (
+    EXTRAS,
+    TEXT_COLUMNS,
+    raw_bytes,
+    read_ragged,
+    to_text,
+    write_array,
+    write_texts,
+)
+from probes.store.readings import Readings
+from probes.token_table import TokenTable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import h5py
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """Everything of a run that is known before the first pass.
+
+    Attributes:
+        items: The items with their human scores.
+        token_ids: The prompts: one an item, or for pairs the one in the given and the one in the swapped order, in
+            order of items. Samples share their prompt.
+        human_value: Mean human score mapped onto label values ``[item]``; NaN where there is none.
+        readout: Final norm and output rows.
+        layers: Names along the layer axis.
+        lenses: Lenses whose score logits are stored.
+        residual_dtype: ``float32``, ``bfloat16``, or None when residuals are not stored.
+        status: What is known of each reading beforehand ``[reading]``: ``NOT_CAPTURED`` or ``TOO_LONG``.
+        attrs: Root attributes; dictionaries and lists are stored as JSON. A pairwise run needs ``pairwise`` (true)
+            and ``first_label``, the label which says that the response shown first is better.
+        reading_item: Item of each reading ``[reading]``; one reading an item unless given.
+        reading_sample: Sample number of each reading ``[reading]``; 0 unless given.
+        reading_swapped: Whether the two responses of a pair are shown in swapped order ``[reading]``; False unless
+            given.
+        reading_position: Position of the token whose state was read ``[reading]``; the last one of the prompt
+            unless given.
+        extras: Names of the optional readings that are stored, of ``EXTRAS``.
+
+    Raises:
+        ValueError: The parts do not fit together.
+    """
+
+    items: Items
+    token_ids: TokenTable
+    human_value: Float[np.ndarray, " item"]
+    readout: Readout
+    layers: Sequence[str]
+    lenses: Sequence[str]
+    residual_dtype: str | None
+    status: Shaped[np.ndarray, " reading"]
+    attrs: dict[str, Any]
+    reading_item: Int[np.ndarray, " reading"] | None = None
+    reading_sample: Int[np.ndarray, " reading"] | None = None
+    reading_swapped: Shaped[np.ndarray, " reading"] | None = None
+    reading_position: Int[np.ndarray, " reading"] | None = None
+    extras: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.extras if name not in EXTRAS]:
+            raise ValueError(f"unknown extra {unknown[0]!r}: choose among {', '.join(EXTRAS)}")
+        n_prompts = len(self._prompts[0])
+        if len(self.token_ids) != n_prompts:
+            raise ValueError(f"{len(self.token_ids)} prompts, but the readings name {n_prompts}: pass one for each")
+
+    @cached_property
+    def readings(self) -> Readings:
+        """What every reading is of."""
+        n = len(self.status)
+
+        def column(given: np.ndarray | None, default: np.ndarray, dtype: type) -> np.ndarray:
+            return (default if given is None else given).astype(dtype)
+
+        return Readings(
+            item=column(self.reading_item, np.arange(n), np.int32),
+            sample=column(self.reading_sample, np.zeros(n), np.int32),
+            swapped=column(self.reading_swapped, np.zeros(n), np.bool_),
+            status=self.status.astype(np.uint8),
+            n_items=len(self.items),
+        )
+
+    @cached_property
+    def _prompts(self) -> tuple[np.ndarray, np.ndarray]:
+        """For every prompt twice its item, plus one if swapped; and the prompt of every reading."""
+        prompts, of = np.unique(2 * self.readings.item + self.readings.swapped, return_inverse=True)
+        return prompts, of.astype(np.int32)
+
+    @property
+    def reading_prompt(self) -> Int[np.ndarray, " reading"]:
+        """Prompt of each reading, as a position in ``token_ids``."""
+        return self._prompts[1]
+
+    @cached_property
+    def position(self) -> Int[np.ndarray, " reading"]:
+        """Position of the token whose state was read, in the prompt and what was generated after it."""
+        last = self.token_ids.lengths[self.reading_prompt] - 1
+        return (last if self.reading_position is None else self.reading_position).astype(np.int32)
+
+    @cached_property
+    def item_hashes(self) -> tuple[str, ...]:
+        """SHA-256 of id and prompt tokens, one an item."""
+        bounds = np.searchsorted(self._prompts[0], 2 * np.arange(len(self.items) + 1))
+        lengths, starts = self.token_ids.lengths, self.token_ids.offsets[bounds]
+        hashes = []
+        for number, item in enumerate(self.items):
+            # The lengths tell where one prompt ends and the next begins.
+            counts = lengths[bounds[number] : bounds[number + 1]].tolist()
+            sha = hashlib.sha256(json.dumps([item.id, counts]).encode())
+            sha.update(raw_bytes(self.token_ids.values[starts[number] : starts[number + 1]]))
+            hashes.append(sha.hexdigest())
+        return tuple(hashes)
+
+    def select(self, items: Int[np.ndarray, " selected"], layers: Int[np.ndarray, " layer"]) -> Header:
+        """The header of a run of some items, in ascending order, and some layers."""
+        readings, prompts = self.readings, self._prompts[0]
+        chosen = np.isin(readings.item, items)
+        return replace(
+            self,
+            items=self.items.select(items),
+            token_ids=self.token_ids.take(np.flatnonzero(np.isin(prompts // 2, items))),
+            human_value=self.human_value[items],
+            layers=[self.layers[layer] for layer in layers],
+            status=readings.status[chosen],
+            reading_item=np.searchsorted(items, readings.item[chosen]),
+            reading_sample=readings.sample[chosen],
+            reading_swapped=readings.swapped[chosen],
+            reading_position=self.position[chosen],
+        )
+
+
+def join_headers(headers: Sequence[Header], attrs: dict[str, Any]) -> Header:
+    """The header of a run that has the items of several, one after the other.
+
+    Args:
+        headers: Of runs of the same judge and disjoint items.
+        attrs: Root attributes of the result.
+    """
+    first = headers[0]
+    starts = np.cumsum([0, *(len(header.items) for header in headers)])
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(header.readings, name) for header in headers])
+
+    return replace(
+        first,
+        items=Items([item for header in headers for item in header.items], first.items.raters, first.items.source),
+        token_ids=TokenTable.concatenate([header.token_ids for header in headers]),
+        human_value=np.concatenate([header.human_value for header in headers]),
+        status=joined("status"),
+        attrs=attrs,
+        reading_item=np.concatenate(
+            [header.readings.item + start for header, start in zip(headers, starts, strict=False)]
+        ),
+        reading_sample=joined("sample"),
+        reading_swapped=joined("swapped"),
+        reading_position=np.concatenate([header.position for header in headers]),
+    )
+
+
+def read_header(file: h5py.File) -> Header:
+    """The header of a run file, or of the ``header.h5`` of an unfinished one."""
+    attrs = {name: read_attr(file, name) for name in file.attrs}
+    layers, lenses, extras, stored = (attrs.pop(name) for name in ("layers", "lenses", "extras", "residual_dtype"))
+    readings, prompts = file["readings"], file["prompts/token_ids"]
+    return Header(
+        items=read_items(file),
+        token_ids=TokenTable(prompts["values"][:], prompts["offsets"][:]),
+        human_value=file["items/human_value"][:],
+        readout=read_readout(file),
+        layers=layers,
+        lenses=lenses,
+        residual_dtype=None if stored == "none" else stored,
+        status=readings["status"][:],
+        attrs=attrs,
+        reading_item=readings["item"][:],
+        reading_sample=readings["sample"][:],
+        reading_swapped=readings["swapped"][:].astype(bool),
+        reading_position=readings["position"][:],
+        extras=extras,
+    )
+
+
+def read_attr(file: h5py.File, name: str) -> Any:
+    """A root attribute; JSON is parsed."""
+    value = file.attrs[name]
+    return json.loads(value) if isinstance(value, str) and value.startswith(("{", "[")) else value
+
+
+def write_header(file: h5py.File, header: Header) -> None:
+    """Write root attributes, ``/items``, ``/prompts``, ``/readings`` without numbers, and ``/readout``."""
+    for name, value in header.attrs.items():
+        file.attrs[name] = json.dumps(value, sort_keys=True) if isinstance(value, (dict, list, tuple)) else value
+    file.attrs["pairwise"] = bool(header.attrs.get("pairwise", False))
+    file.attrs["layers"] = json.dumps(list(header.layers))
+    file.attrs["lenses"] = json.dumps(list(header.lenses))
+    file.attrs["extras"] = json.dumps(list(header.extras))
+    file.attrs["residual_dtype"] = header.residual_dtype or "none"
+    _write_items(file.create_group("items"), header)
+    prompts = file.create_group("prompts/token_ids")
+    write_array(prompts, "values", header.token_ids.values)
+    write_array(prompts, "offsets", header.token_ids.offsets)
+    readings = file.create_group("readings")
+    write_array(readings, "item", header.readings.item)
+    write_array(readings, "sample", header.readings.sample)
+    write_array(readings, "swapped", header.readings.swapped.astype(np.uint8))
+    write_array(readings, "prompt", header.reading_prompt)
+    write_array(readings, "position", header.position)
+    write_array(readings, "status", header.readings.status)
+    _write_readout(file.create_group("readout"), header.readout)
+
+
+def _write_items(group: h5py.Group, header: Header) -> None:
+    items = header.items
+    for name in TEXT_COLUMNS:
+        write_array(group, name, to_text([getattr(item, name) for item in items]))
+    human = items.human if items.n_raters else np.full((len(items), 1), np.nan, dtype=np.float32)
+    write_array(group, "human", human)
+    group["human"].attrs["raters"] = items.raters
+    write_array(group, "human_value", header.human_value.astype(np.float64))
+    write_array(group, "items_hash", np.array(header.item_hashes, dtype="S64"))
+    write_texts(group, "fields", [json.dumps(dict(i.fields), ensure_ascii=False, sort_keys=True) for i in items])
+
+
+def _write_readout(group: h5py.Group, readout: Readout) -> None:
+    for name in ("token_ids", "label_index", "unembed_rows", "unembed_bias", "norm_weight", "norm_bias"):
+        write_array(group, name, getattr(readout, name))
+    group.attrs["norm_type"] = readout.norm_type
+    group.attrs["eps"] = readout.eps
+    group.attrs["logit_scale"] = readout.logit_scale
+    group.attrs["softcap"] = np.nan if readout.softcap is None else readout.softcap
+    group.attrs["order"] = READOUT_ORDER
+
+
+def read_items(file: h5py.File) -> Items:
+    """Items of a run, in order."""
+    group = file["items"]
+    columns = {name: [text.decode() for text in group[name][:]] for name in TEXT_COLUMNS}
+    human = group["human"][:]
+    records = read_ragged(group, "fields")
+    items = [
+        Item(
+            fields=json.loads(bytes(record)),
+            human=tuple(row) if not np.isnan(row).all() else (),
+            **{name: columns[name][number] for name in TEXT_COLUMNS},
+        )
+        for number, (record, row) in enumerate(zip(records, human.tolist(), strict=True))
+    ]
+    return Items(items, raters=group["human"].attrs["raters"], source=file.filename)
+
+
+def read_readout(file: h5py.File) -> Readout:
+    """The readout of a run."""
+    group = file["readout"]
+    softcap = float(group.attrs["softcap"])
+    return Readout(
+        **{
+            name: group[name][:]
+            for name in ("token_ids", "label_index", "unembed_rows", "unembed_bias", "norm_weight", "norm_bias")
+        },
+        norm_type=group.attrs["norm_type"],
+        eps=float(group.attrs["eps"]),
+        logit_scale=float(group.attrs["logit_scale"]),
+        softcap=None if np.isnan(softcap) else softcap,
+    )

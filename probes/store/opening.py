@@ -1,0 +1,60 @@
+"""Opening a run: a file, or the folder of a capture that is not finished."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from probes.errors import RunFileError
+from probes.store.format import check_format, safe_open
+from probes.store.run import Run
+from probes.store.shards import ShardReader, partial_folder, shard_name
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run file, or the ``.partial`` folder of a capture that is running or was cut short.
+
+    Args:
+        path: ``run.h5``, ``run.h5.partial``, or ``run.h5`` of which only the partial folder exists yet.
+
+    Raises:
+        RunFileError: There is no such run, it is damaged, or it is of a later format version.
+    """
+    path = Path(path)
+    if not path.exists() and partial_folder(path).is_dir():
+        path = partial_folder(path)
+    if path.is_dir():
+        return open_partial(path, some=True)
+    file = safe_open(path)
+    try:
+        check_format(file, path)
+    except BaseException:
+        file.close()
+        raise
+    return Run(path, file)
+
+
+def open_partial(folder: Path, *, some: bool = False) -> Run:
+    """Open the folder of an unfinished capture.
+
+    Args:
+        folder: ``run.h5.partial``.
+        some: Refuse a folder without a finished shard.
+
+    Raises:
+        RunFileError: It is no such folder, or damaged.
+    """
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        raise RunFileError(f"{folder} is not a run: it has no manifest.json; give a run.h5 or its .partial folder")
+    finished = sorted(int(number) for number in json.loads(manifest.read_text(encoding="utf-8"))["shards"])
+    file = safe_open(folder / "header.h5")
+    try:
+        check_format(file, folder)
+        if some and not finished:
+            raise RunFileError(f"{folder} has no finished shard yet; wait for the first one, or resume the capture")
+        shards = ShardReader([folder / shard_name(n) for n in finished], len(file["readings/status"]))
+    except BaseException:
+        file.close()
+        raise
+    return Run(folder, file, shards)

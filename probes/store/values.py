@@ -1,0 +1,142 @@
+"""Where the arrays of a run come from: one file or many shards, all of it or a selection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int
+
+from probes.errors import RunFileError
+from probes.store.columns import read
+from probes.store.format import EXTRAS, from_bfloat16_bits
+
+if TYPE_CHECKING:
+    import h5py
+
+    from probes.store.shards import ShardReader
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Some items and layers of a file.
+
+    Attributes:
+        items: Item numbers in the file, ascending ``[item]``.
+        readings: All their readings, ascending ``[reading]``.
+        layers: Positions on the layer axis, ascending ``[layer]``; None for all.
+    """
+
+    items: Int[np.ndarray, " item"]
+    readings: Int[np.ndarray, " reading"]
+    layers: Int[np.ndarray, " layer"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """Arrays of a run by their path in the file, read when asked for.
+
+    Attributes:
+        file: The run file, or the header of an unfinished run.
+        shards: Numbers of an unfinished run; None where they are in the file.
+        selection: What to show; everything unless given.
+        where: Name of the run in messages.
+    """
+
+    file: h5py.File
+    shards: ShardReader | None
+    selection: Selection | None
+    where: str
+
+    @cached_property
+    def n_readings(self) -> int:
+        """Readings shown."""
+        return len(self.file["readings/item"] if self.selection is None else self.selection.readings)
+
+    def items(self, name: str) -> np.ndarray:
+        """A dataset of ``/items`` with one row an item."""
+        array = np.asarray(self.file[f"items/{name}"][:])
+        return array if self.selection is None else array[self.selection.items]
+
+    def readings(self, name: str) -> np.ndarray:
+        """A dataset of ``/readings``, which shards may know better than the header."""
+        array = np.asarray(self.file[f"readings/{name}"][:])
+        if self.shards is not None and name in self.shards:
+            array = self.shards.merged(name, array)
+        return array if self.selection is None else array[self.selection.readings]
+
+    def numbers(
+        self, name: str, readings: np.ndarray | None = None, layer: int | None = None, *, decode: bool = False
+    ) -> np.ndarray:
+        """Rows of a dataset of ``/capture``, as they are stored or decoded.
+
+        Args:
+            name: Path below ``/capture``.
+            readings: Numbers of readings, as they are shown; all unless given.
+            layer: Position on the layer axis, as it is shown, which then drops out; all layers unless given.
+            decode: Give bfloat16 bits as float32.
+        """
+        axis, rows = layer_axis(name), self._in_file(readings)
+        chosen = None if self.selection is None else self.selection.layers
+        if chosen is None or axis is None:
+            return self._numbers(name, rows, axis, layer, decode)
+        if layer is not None:
+            return self._numbers(name, rows, axis, int(chosen[layer]), decode)
+        return np.stack([self._numbers(name, rows, axis, int(number), decode) for number in chosen], axis)
+
+    def lengths(self, name: str) -> Int[np.ndarray, " reading"]:
+        """Length of every row of a dataset whose rows differ in length."""
+        if self.shards is not None and f"{name}/values" in self.shards:
+            lengths = self.shards.lengths(name)
+        else:
+            lengths = np.diff(self.file[f"{name}/offsets"][:])
+        return lengths if self.selection is None else lengths[self.selection.readings]
+
+    def ragged(self, name: str, readings: Int[np.ndarray, " row"] | None = None) -> list[np.ndarray]:
+        """Rows of a dataset whose rows differ in length; all unless ``readings``, ascending, are given."""
+        rows = self._in_file(readings)
+        if rows is None:
+            rows = np.arange(len(self.file["readings/item"]))
+        if not len(rows):
+            return []
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        if self.shards is not None and f"{name}/values" in self.shards:
+            ends = np.cumsum(self.shards.lengths(name)[first:last])
+            values = self.shards.read_ragged(name, first, last)
+        else:
+            bounds = self.file[f"{name}/offsets"][first : last + 1]
+            values, ends = self.file[f"{name}/values"][bounds[0] : bounds[-1]], bounds[1:] - bounds[0]
+        pieces = np.split(values, ends[:-1])
+        return [pieces[row - first] for row in rows]
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a dataset or group, by its path below ``/capture`` or from the root."""
+        if self.shards is not None and (name in self.shards or f"{name}/values" in self.shards):
+            return True
+        return f"capture/{name}" in self.file or name in self.file
+
+    def _in_file(self, readings: np.ndarray | None) -> np.ndarray | None:
+        if self.selection is None:
+            return readings
+        return self.selection.readings if readings is None else self.selection.readings[readings]
+
+    def _numbers(
+        self, name: str, rows: np.ndarray | None, axis: int | None, layer: int | None, decode: bool
+    ) -> np.ndarray:
+        columns = () if axis is None or layer is None else (*[slice(None)] * (axis - 1), layer)
+        if self.shards is not None:
+            every = np.arange(len(self.file["readings/item"]))
+            values = self.shards.read(name, every if rows is None else rows, columns)
+            return from_bfloat16_bits(values) if decode and values.dtype == np.uint16 else values
+        if f"capture/{name}" not in self.file:
+            raise RunFileError(f"{self.where} holds no numbers: none of its readings was captured")
+        return read(self.file[f"capture/{name}"], rows, columns, decode=decode)
+
+
+def layer_axis(name: str) -> int | None:
+    """Which axis of a dataset of ``/capture`` counts the layers."""
+    if name in EXTRAS:
+        return EXTRAS[name].layer_axis
+    return 1 if name == "residual" or name.startswith("score_logits/") else None
