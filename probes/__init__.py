@@ -28,6 +28,7 @@ _HOME = {
     "fit": "probes.comparing",
     "inspect_run": "probes.inspection",
     "load_template": "probes.prompts",
+    "merge": "probes.store.merge",
     "open_run": "probes.store",
     "preview": "probes.capturing",
     "read_items": "probes.readers",
@@ -52,6 +53,7 @@ __all__ = [
     "fit",
     "inspect_run",
     "load_template",
+    "merge",
     "open_run",
     "preview",
     "read_items",
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from probes.scale import Scale
     from probes.store import Run, open_run
     from probes.store.export import export
+    from probes.store.merge import merge
     from probes.store.verify import verify
 
 

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from probes import cli_runs
+from probes.cli_options import AsJson, Config, RunPath
 from probes.cli_text import format_preview, format_table
 from probes.errors import ProbesError
 
@@ -24,55 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-
-class ConfigError(ProbesError, ValueError):
-    """A config file that cannot be used."""
-
-
-def _read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Take a command's flags from a YAML file; flags on the command line win."""
-    if path is None:
-        return None
-    import yaml
-
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the config {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected `flag: value` lines, got {type(data).__name__}")
-    known = {parameter.name for parameter in context.command.params} - {"config"}
-    settings = {str(key).replace("-", "_"): value for key, value in data.items()}
-    if unknown := sorted(set(settings) - known):
-        flags = ", ".join(sorted(str(name) for name in known))
-        raise ConfigError(f"{path}: `{context.info_name}` has no setting {', '.join(unknown)}; it has {flags}")
-    by_name = {parameter.name: parameter for parameter in context.command.params}
-    context.default_map = {name: _setting(path, name, value, by_name[name]) for name, value in settings.items()}
-    return path
-
-
-def _setting(path: Path, name: str, value: Any, flag: Any) -> Any:
-    """One value of a config file, as its flag takes it."""
-    several = getattr(flag, "multiple", False)
-    values = value if several and isinstance(value, list) else [value]
-    for one in values:
-        if isinstance(one, (list, dict)):
-            raise ConfigError(f"{path}: {name} takes one value, got {one!r}")
-        if isinstance(one, bool) and not getattr(flag, "is_flag", False):
-            raise ConfigError(f"{path}: {name} takes a text, got {one!r}; put quotes around it")
-    return [str(one) for one in values] if several else value
-
-
-Config = Annotated[
-    Path | None, typer.Option(callback=_read_config, is_eager=True, help="YAML file with this command's flags.")
-]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run file that `probes capture` wrote.")]
 Judges = Annotated[
     list[str] | None,
     typer.Option("--judge", help="A judge, e.g. final, layer:12, lager@norm, slope-ridge. Repeat for several."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.callback()
@@ -139,6 +96,8 @@ def capture(
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest prompt to capture.")] = None,
     share_prefix: Annotated[bool, typer.Option(help="Compute what prompts start with in common once.")] = True,
+    compress: Annotated[bool, typer.Option("--compress", help="Compress the numbers without loss.")] = False,
+    extend: Annotated[bool, typer.Option("--extend", help="Add what an existing run lacks: items, lenses.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     as_json: AsJson = False,
@@ -201,7 +160,8 @@ def capture(
         shown = preview(judge, records, **options)
         typer.echo(json.dumps(vars(shown)) if as_json else format_preview(shown, judge))
         return
-    with run_capture(judge, records, out, overwrite=overwrite, **options) as run:
+    written = run_capture(judge, records, out, compress=compress, extend=extend, overwrite=overwrite, **options)
+    with written as run:
         counts = {"path": str(run.path), "items": len(run.item_status), "captured": int((run.item_status == 0).sum())}
     if as_json:
         typer.echo(json.dumps(counts))
@@ -291,57 +251,7 @@ def plot(
         typer.echo(str(path))
 
 
-@app.command()
-def export(
-    run: RunPath,
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .parquet, .csv or .safetensors.")],
-    layer: Annotated[list[str] | None, typer.Option(help="Layer: embed, 1, 2, ... Repeatable; all.")] = None,
-    config: Config = None,
-) -> None:
-    """Write a run for other tools: a table of its readings, or its states as arrays."""
-    del config
-    from probes.store import open_run
-    from probes.store.export import export as run_export
-
-    with open_run(run) as opened:
-        run_export(opened.select(layers=layer) if layer else opened, out)
-    typer.echo(str(out))
-
-
-@app.command()
-def inspect(run: RunPath, as_json: AsJson = False, config: Config = None) -> None:
-    """Say on one screen what a run is: judge, items used and not used and why, layers, sizes, provenance."""
-    del config
-    from probes.inspection import inspect_run
-    from probes.inspection_text import format_inspection
-
-    found = inspect_run(run)
-    typer.echo(json.dumps(found.to_dict()) if as_json else format_inspection(found))
-
-
-@app.command()
-def verify(
-    run: RunPath,
-    untrusted: Annotated[
-        bool, typer.Option("--untrusted", help="Somebody else made it: check it in a process of its own.")
-    ] = False,
-    as_json: AsJson = False,
-    config: Config = None,
-) -> None:
-    """Check a run against the format: structure, checksums, numbers that fit together. Exit code 2 with faults."""
-    del config
-    from probes.store.verify import verify as run_verify
-
-    faults = run_verify(run, untrusted=untrusted)
-    if as_json:
-        typer.echo(json.dumps([{"where": fault.where, "what": fault.what} for fault in faults]))
-    else:
-        for fault in faults:
-            typer.echo(str(fault))
-        if not faults:
-            typer.echo(f"{run}: no faults")
-    if faults:
-        raise typer.Exit(2)
+cli_runs.add_to(app)
 
 
 def _fields(pairs: list[str] | None) -> dict[str, str] | None:

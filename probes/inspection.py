@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 
 from probes.errors import RunFileError
-from probes.store.format import safe_open
 from probes.store.opening import open_partial, open_run
 from probes.store.readings import Status
+from probes.store.safety import open_checked
 from probes.store.shards import partial_folder
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _counts(names: Iterable[str]) -> dict[str, int]:
 
 def _datasets(path: Path) -> list[tuple[str, str, int]]:
     found = []
-    with safe_open(path) as file:
+    with open_checked(path) as file:
 
         def note(name: str, node: h5py.HLObject) -> None:
             if isinstance(node, h5py.Dataset):

@@ -298,3 +298,26 @@ def test_starting_up_loads_nothing_heavy():
     assert done.stdout.endswith("[]\n")
     for command in ("demo", "capture", "fit", "compare", "plot"):
         assert command in done.stdout
+
+
+def test_a_run_is_extended_selected_and_merged(workspace, tmp_path, capsys):
+    path = tmp_path / "run.h5"
+    assert run("capture", *capture_flags(workspace), "--limit", 20, "--out", path, "--compress") == 0
+    assert run("capture", *capture_flags(workspace), "--limit", 30, "--out", path) == 2
+    assert "items (20 there, 30 asked for, 10 of them new); extend=True (--extend) adds" in capsys.readouterr().err
+    assert run("capture", *capture_flags(workspace), "--limit", 30, "--out", path, "--extend") == 0
+    assert f"{path}: 30 of 30 items captured" in capsys.readouterr().out
+    for name, items in (("a", ("w0", "w5")), ("b", ("w7",))):
+        flags = [flag for item in items for flag in ("--item", item)]
+        assert run("select", path, *flags, "--layer", "3", "--out", tmp_path / f"{name}.h5") == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"{tmp_path / 'a.h5'}: 2 of 30 items, 1 layers"
+    assert run("merge", tmp_path / "b.h5", tmp_path / "a.h5", "--out", tmp_path / "ba.h5") == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'ba.h5'}: 3 items of 2 runs\n"
+    with probes.open_run(tmp_path / "ba.h5", trusted=False) as merged:
+        assert merged.ids == ("w7", "w0", "w5")
+        assert merged.layers == ("3",)
+    assert run("merge", tmp_path / "a.h5", tmp_path / "a.h5", "--out", tmp_path / "aa.h5") == 2
+    assert run("select", path, "--split", "dev", "--out", tmp_path / "aa.h5") == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.split("; ")[1] for line in errors] == ["select what to take from each", "it has ''"]
+    assert not (tmp_path / "aa.h5").exists()

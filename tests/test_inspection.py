@@ -15,7 +15,7 @@ from probes.errors import RunFileError
 from probes.inspection import inspect_run
 from probes.inspection_text import format_inspection
 from tests.test_cli import run as command
-from tests.valid_run import write_valid
+from tests.valid_run import stamp, write_valid
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +175,7 @@ def test_verify_lists_faults_and_exits_with_two(copy, capsys, flags):
         values = file["capture/entropy"][()]
         values[1] = np.nan
         file["capture/entropy"][...] = values
+    stamp(copy)
     assert command("verify", copy, *flags) == 2
     printed = capsys.readouterr()
     assert printed.err == ""

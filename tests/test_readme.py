@@ -59,6 +59,11 @@ def test_the_command_line_example_runs_as_printed(tmp_path):
     assert "120 of 120 items captured" in out
     assert (tmp_path / "runs" / "comparison.csv").is_file()
     assert (tmp_path / "runs" / "figures" / "alignment.png").is_file()
+    # What that wrote is what the section on run files looks at.
+    out = run(["bash", "-euo", "pipefail", "-c", blocks("bash")[2]], tmp_path)
+    assert "runs/cli.h5: no faults" in out
+    assert "runs/late.h5: 120 of 120 items, 2 layers" in out
+    assert (tmp_path / "runs" / "cli.parquet").is_file()
 
 
 def test_the_template_example_loads(tmp_path):

@@ -54,7 +54,7 @@ def test_a_fault_is_named_with_advice(copy):
         del file.attrs["created"]
         del file["items/split"]
     assert refusal(copy) == (
-        f"{copy} is damaged or foreign: /@created: is missing and 1 more faults, which `probes verify --untrusted` "
+        f"{copy} is damaged or foreign: /@created: is missing and 2 more faults, which `probes verify --untrusted` "
         "lists; do not open it; restore a copy, or ask whoever made it"
     )
     assert verify(copy, untrusted=True) == verify(copy)
@@ -223,7 +223,7 @@ ATTACKS = [
     (_huge_chunk, "/chunky has chunks of 3,221,225,472 bytes, more than a run ever has"),
     (_bomb, "/bomb declares 17,179,869,184 bytes, more than this file can hold"),
     (_no_shape, "/empty has no shape, which a run never holds"),
-    (_many_attributes, "/ has 220 attributes, more than a run ever has"),
+    (_many_attributes, "/ has 221 attributes, more than a run ever has"),
     (_attribute_of_references, "/ has the attribute reference of type object, which a run never holds"),
     (_attribute_of_lists, "/ has the attribute lists of type object, which a run never holds"),
     (_compound_attribute, "/ has the attribute compound of type [('a', '<i4')], which a run never holds"),

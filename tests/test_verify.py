@@ -17,6 +17,7 @@ from probes.errors import RunFileError
 from probes.store import spec, structure
 from probes.store.faults import Faults
 from probes.store.format import raw_bytes
+from probes.store.structure import attributes_digest
 from probes.store.verify import verify
 from tests import tiny
 from tests.test_capture import make_judge
@@ -104,8 +105,11 @@ def remove(path: str):
 
 def broken(path: Path, *changes) -> list[str]:
     with h5py.File(path, "r+") as file:
+        before = file.attrs["sha256"]
         for change in changes:
             change(file)
+        if file.attrs["sha256"] == before:
+            file.attrs["sha256"] = attributes_digest(file)
     return [str(fault) for fault in verify(path)]
 
 
@@ -113,8 +117,6 @@ def broken(path: Path, *changes) -> list[str]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_right_run_has_no_faults(tmp_path, kind, dtype):
     path = write_valid(tmp_path / "run.h5", kind, dtype=dtype)
-    assert verify(path) == []
-    stamp(path)
     assert verify(path) == []
     assert verify(write_valid(tmp_path / "small.h5", kind, dtype=dtype, compress=True)) == []
 
@@ -132,6 +134,7 @@ def test_a_run_without_residuals_extras_or_numbers_has_no_faults(tmp_path):
     with h5py.File(path, "r+") as file:
         del file["capture"]
         put("/readings/status", slice(None), 4)(file)
+    stamp(path)
     assert verify(path) == []
 
 

@@ -109,60 +109,6 @@ def blank(dtype: np.dtype) -> Any:
     return np.uint16(0x7FC0) if dtype == np.uint16 else np.nan
 
 
-def safe_open(path: Path) -> h5py.File:
-    """Open a file for reading, refusing what a run never holds before any data is read.
-
-    Raises:
-        RunFileError: Not an HDF5 file, or it has links, virtual or external storage, references,
-            variable-length types or unknown filters.
-    """
-    try:
-        file = h5py.File(path, "r")
-    except FileNotFoundError:
-        raise RunFileError(f"no such file: {path}; give the path of a run that `probes capture` wrote") from None
-    except OSError as error:
-        raise RunFileError(
-            f"{path} cannot be read as HDF5 ({error}); it may be cut short: capture it again or restore a copy"
-        ) from None
-    try:
-        _refuse_unsafe(file, path)
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-_KNOWN_FILTERS = {h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE}
-
-
-# Groups of a run nest this deep at most; a hard link to a parent would nest for ever.
-_DEPTH = 4
-
-
-def _refuse_unsafe(group: h5py.Group, path: Path, depth: int = 0) -> None:
-    if depth > _DEPTH:
-        raise RunFileError(f"{path}: {group.name} nests deeper than a run ever does; do not trust this file")
-    for name in group:
-        where = f"{path}: {group.name.rstrip('/')}/{name}"
-        link = group.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink):
-            raise RunFileError(f"{where} is a link to elsewhere, which a run never holds; do not trust this file")
-        node = group[name]
-        if isinstance(node, h5py.Group):
-            _refuse_unsafe(node, path, depth + 1)
-            continue
-        if not isinstance(node, h5py.Dataset):
-            raise RunFileError(f"{where} is neither group nor dataset; do not trust this file")
-        if node.is_virtual or node.external:
-            raise RunFileError(f"{where} keeps its data elsewhere, which a run never does; do not trust this file")
-        if node.dtype.kind not in "iufS":
-            raise RunFileError(f"{where} has the data type {node.dtype}, which a run never holds; do not trust it")
-        filters = node.id.get_create_plist()
-        for index in range(filters.get_nfilters()):
-            if filters.get_filter(index)[0] not in _KNOWN_FILTERS:
-                raise RunFileError(f"{where} uses an unknown filter; do not trust this file")
-
-
 def check_format(file: h5py.File, path: Path) -> None:
     """Refuse a file that is no run, or a run that only a later version reads."""
     if file.attrs.get("format") != FORMAT:

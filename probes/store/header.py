@@ -177,7 +177,7 @@ def join_headers(headers: Sequence[Header], attrs: dict[str, Any]) -> Header:
 
 def read_header(file: h5py.File) -> Header:
     """The header of a run file, or of the ``header.h5`` of an unfinished one."""
-    attrs = {name: read_attr(file, name) for name in file.attrs}
+    attrs = {name: read_attr(file, name) for name in file.attrs if name != "sha256"}
     layers, lenses, extras, stored = (attrs.pop(name) for name in ("layers", "lenses", "extras", "residual_dtype"))
     readings, prompts = file["readings"], file["prompts/token_ids"]
     return Header(

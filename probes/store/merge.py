@@ -23,6 +23,7 @@ from probes.store import disk
 from probes.store.format import CHUNK_BYTES, blank, raw_bytes, write_array
 from probes.store.header import Header, join_headers, write_header
 from probes.store.opening import open_run
+from probes.store.structure import attributes_digest
 from probes.store.values import layer_axis
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def write_run(
             with disk.h5_file(temporary, "w") as file:
                 write_header(file, joined)
                 _write_numbers(file, runs, joined, compress=compress)
+                file.attrs["sha256"] = attributes_digest(file)
             disk.publish(temporary, out)
         except BaseException:
             with suppress(OSError):
@@ -157,7 +159,7 @@ def _identity(header: Header) -> dict[str, Any]:
 
 def _joined_attrs(headers: Sequence[Header]) -> dict[str, Any]:
     """Root attributes of the result: those of the first run, and what every part says about itself."""
-    attrs = dict(headers[0].attrs)
+    attrs = {"deviations": {}} | headers[0].attrs  # an unfinished run does not know them yet
     if len(headers) == 1 and "parts" not in attrs:
         return attrs
     parts: list[dict[str, Any]] = []

@@ -6,26 +6,32 @@ import json
 from pathlib import Path
 
 from probes.errors import RunFileError
-from probes.store.format import check_format, safe_open
+from probes.store.format import check_format
 from probes.store.run import Run
+from probes.store.safety import open_checked
 from probes.store.shards import ShardReader, partial_folder, shard_name
+from probes.store.untrusted import check_untrusted
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Path, *, trusted: bool = True) -> Run:
     """Open a run file, or the ``.partial`` folder of a capture that is running or was cut short.
 
     Args:
         path: ``run.h5``, ``run.h5.partial``, or ``run.h5`` of which only the partial folder exists yet.
+        trusted: Whether you know where it comes from. A file that somebody else made is first read and verified by a
+            process of its own, since a file that is made for it can crash the library that reads it.
 
     Raises:
-        RunFileError: There is no such run, it is damaged, or it is of a later format version.
+        RunFileError: There is no such run, it is damaged, it is of a later format version, or it cannot be trusted.
     """
     path = Path(path)
     if not path.exists() and partial_folder(path).is_dir():
         path = partial_folder(path)
-    if path.is_dir():
+    if path.is_dir() and trusted:
         return open_partial(path, some=True)
-    file = safe_open(path)
+    if not trusted:
+        check_untrusted(path)
+    file = open_checked(path)
     try:
         check_format(file, path)
     except BaseException:
@@ -48,7 +54,7 @@ def open_partial(folder: Path, *, some: bool = False) -> Run:
     if not manifest.is_file():
         raise RunFileError(f"{folder} is not a run: it has no manifest.json; give a run.h5 or its .partial folder")
     finished = sorted(int(number) for number in json.loads(manifest.read_text(encoding="utf-8"))["shards"])
-    file = safe_open(folder / "header.h5")
+    file = open_checked(folder / "header.h5")
     try:
         check_format(file, folder)
         if some and not finished:

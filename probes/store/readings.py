@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from scipy.sparse import csr_array
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,6 +118,8 @@ class Readings:
         self, values: Float[np.ndarray, "reading *axes"], which: Bool[np.ndarray, " reading"]
     ) -> Float[np.ndarray, "item *axes"]:
         """Mean of some readings an item, summed in float64; NaN for items that have none of them."""
+        from scipy.sparse import csr_array  # takes as long to import as everything else that checks a file
+
         rows = np.flatnonzero(which)
         count = np.bincount(self.item[rows], minlength=self.n_items)
         picks = csr_array((np.ones(len(rows)), (self.item[rows], rows)), shape=(self.n_items, len(self.item)))

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from probes.errors import RunFileError
-from probes.store.format import blank, safe_open
+from probes.store.format import blank
+from probes.store.safety import open_checked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -146,7 +147,7 @@ def _layout(path: Path) -> dict[str, _Array]:
                 raise _unreadable(path, f"{name} is stored in chunks")
             arrays[name] = _Array(offset or 0, node.shape, node.dtype)
 
-    with safe_open(path) as file:
+    with open_checked(path) as file:
         file.visititems(note)
     return arrays
 

@@ -313,7 +313,9 @@ def attributes_digest(file: h5py.File) -> str:
                 continue
             value = nodes[path].attrs[name]
             sha.update(f"{path}\0{name}\0".encode())
-            sha.update(value.encode() if isinstance(value, str) else np.asarray(value).tobytes())
+            sha.update(
+                value.encode("utf-8", "surrogateescape") if isinstance(value, str) else np.asarray(value).tobytes()
+            )
             sha.update(b"\0")
     return sha.hexdigest()
 
