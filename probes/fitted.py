@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-Form = Literal["mode", "mixture", "ridge"]
+Form = Literal["mode", "mixture", "prob-mode", "prob-mixture", "ridge"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,9 @@ class FittedAggregator:
         layers: Their layer labels.
         values: Their label values.
         form: What ``params`` mean. ``mixture``: ``weights [layer]`` mix the logits, then softmax and
-            expectation; ``mode``: the same, but the value of the most probable label; ``ridge``: ``mean``,
+            expectation; ``mode``: the same, but the value of the most probable label; ``prob-mixture`` and
+            ``prob-mode``: ``weights`` mix the layers' distributions instead, after which ``again``, if not 0, takes
+            their softmax once more; ``ridge``: ``mean``,
             ``spread``, ``coef`` of standardised ``columns`` (``[layer index, label index]``, or
             ``[layer index, -1]`` for a layer's slope) and ``intercept``.
         params: Floats and lists of floats.
@@ -117,12 +119,17 @@ class FittedAggregator:
         if self.form == "ridge":
             value[usable] = self._ridge(used)
             return Scores(value, None)
+        weights, values = np.asarray(self.params["weights"]), np.asarray(self.values)
         probs = np.full((len(logits), len(self.values)), np.nan)
-        mixed = np.asarray(self.params["weights"]) @ used
-        probs[usable] = softmax(mixed, axis=-1)
-        values = np.asarray(self.values)
-        value[usable] = values[mixed.argmax(axis=-1)] if self.form == "mode" else probs[usable] @ values
-        return Scores(value, probs)
+        if self.form.startswith("prob-"):
+            mixed = weights @ softmax(used, axis=-1)
+            probs[usable] = softmax(mixed, axis=-1) if self.params.get("again") else mixed
+        else:
+            probs[usable] = softmax(weights @ used, axis=-1)
+        of_mode = self.form.endswith("mode")
+        value[usable] = values[probs[usable].argmax(axis=-1)] if of_mode else probs[usable] @ values
+        # With negative weights, what adds up to one is no distribution.
+        return Scores(value, probs if (weights >= 0).all() or not self.form.startswith("prob-") else None)
 
     def check(self, layers: tuple[str, ...], lens: str, values: Shaped[np.ndarray, " label"]) -> None:
         """Refuse logits that this aggregator was not fitted for.

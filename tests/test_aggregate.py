@@ -7,11 +7,13 @@ import re
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import linalg, optimize, stats
 from scipy.special import softmax
 
 from probes.aggregate import AGGREGATORS, LayerLogits, get_aggregator
 from probes.errors import FitError
+from probes.fitted import FittedAggregator
+from probes.fitting.consensus import agreement_weights, whitened_weights
 from tests.fake_run import FakeRun
 
 VALUES = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
@@ -49,6 +51,10 @@ def test_label_free_definitions():
         "uniform": expected(raw.astype(np.float64).mean(axis=1)),
         "uniform@norm": expected(norm.astype(np.float64).mean(axis=1)),
         "final@raw": expected(raw[:, -1]),
+        "prob-uniform": softmax(raw.astype(np.float64), axis=-1).mean(axis=1) @ VALUES,
+        "prob-uniform:again=1": softmax(softmax(raw.astype(np.float64), axis=-1).mean(axis=1), axis=-1) @ VALUES,
+        "prob-uniform-max": VALUES[softmax(raw.astype(np.float64), axis=-1).mean(axis=1).argmax(axis=1)],
+        "uniform-max": VALUES[raw.astype(np.float64).mean(axis=1).argmax(axis=1)],
     }
     for spec, value in predictions.items():
         aggregator = get_aggregator(spec)
@@ -63,11 +69,16 @@ def test_label_free_definitions():
 
 def test_default_lens_is_raw_for_the_lager_family_only():
     raw = {name for name, kind in AGGREGATORS.items() if kind.lens == "raw"}
-    assert raw == {"uniform", "lager", "lager-schedule", "lager-released"}
+    tuned = {"lager", "lager-max", "lager-schedule", "lager-released", "prob-tuned", "prob-tuned-max"}
+    untuned = {"uniform", "uniform-max", "prob-uniform", "prob-uniform-max"}
+    assert raw == tuned | untuned
     assert get_aggregator("lager@norm").lens == "norm"
-    assert {name for name, kind in AGGREGATORS.items() if kind.multi_layer} == {*raw, "slope-ridge", "logit-ridge"}
+    assert {name for name, kind in AGGREGATORS.items() if kind.multi_layer} == {
+        *raw,
+        *("whitened", "agreement", "slope-ridge", "logit-ridge"),
+    }
     free = {name for name, kind in AGGREGATORS.items() if not kind.needs_labels}
-    assert free == {"vscore", "final", "layer", "uniform"}
+    assert free == {"vscore", "final", "layer", "whitened", "agreement", *untuned}
 
 
 def test_best_layer_is_the_one_that_ranks_the_fit_items_best():
@@ -210,7 +221,8 @@ def test_settings_are_part_of_the_name():
 
 def test_unknown_names_and_settings_are_refused_in_one_line():
     choices = (
-        "vscore, final, layer:LAYER, uniform, best-layer, lager, lager-schedule, lager-released, final-ridge, "
+        "vscore, final, layer:LAYER, uniform, uniform-max, prob-uniform, prob-uniform-max, whitened, agreement, "
+        "best-layer, lager, lager-max, prob-tuned, prob-tuned-max, lager-schedule, lager-released, final-ridge, "
         "best-layer-ridge, slope-ridge, logit-ridge"
     )
     refuses(f"unknown judge 'lagr' (did you mean lager?): choose one of {choices}", get_aggregator, "lagr")
@@ -222,6 +234,7 @@ def test_unknown_names_and_settings_are_refused_in_one_line():
     refuses("final has no setting 'alpha': it has none", get_aggregator, "final", alpha=0.5)
     refuses("lager has no setting 'epochs': it has alpha", get_aggregator, "lager", epochs=2)
     refuses("alpha must lie between 0 and 1, got 1.5", get_aggregator, "lager", alpha=1.5)
+    refuses("again must be 0 or 1, got 2", get_aggregator, "prob-uniform:again=2")
     refuses("epochs must be a whole number from 1, got 0", get_aggregator, "lager-schedule", epochs=0)
 
 
@@ -283,3 +296,76 @@ def test_select_takes_indices_and_masks():
     np.testing.assert_array_equal(logits.select(mask).logits, logits.select(np.array([2, 4])).logits)
     assert len(logits.select(mask)) == 2
     assert re.fullmatch("norm", logits.select(mask).lens)
+
+
+def test_tuned_probabilities_are_at_the_minimum_that_another_solver_finds():
+    """The problem is convex in the weights; SLSQP solves it on the simplex itself."""
+    run = FakeRun(80, 3, signal=[0, 0.4, 1.2, 0.6])
+    probs = softmax(run.item_logits("norm").astype(np.float64), axis=-1)
+    target = np.array([np.interp(y, VALUES, np.eye(5)[k]) for y in run.human_value for k in range(5)]).reshape(-1, 5)
+
+    def loss(weights):
+        mixed = np.einsum("l,nlk->nk", weights, probs)
+        error = np.sqrt((mixed @ VALUES - run.human_value) ** 2 + 0.004**2)
+        return np.mean(-0.3 * (target * np.log(mixed)).sum(axis=1) + 0.7 * error)
+
+    ours = np.array(fitted("prob-tuned:alpha=0.3@norm", run).params["weights"])
+    simplex = {"type": "eq", "fun": lambda weights: weights.sum() - 1}
+    best = optimize.minimize(loss, np.full(4, 0.25), bounds=[(1e-9, 1)] * 4, constraints=simplex, tol=1e-10)
+    assert abs(ours.sum() - 1) < 1e-12
+    assert loss(ours) <= best.fun + 1e-5
+    assert fitted("prob-tuned:alpha=0.3@norm", run).notes["converged"]
+
+
+def test_maxima_read_the_same_weights_out_differently():
+    run = FakeRun()
+    for name in ("lager", "prob-tuned"):
+        mean, top = fitted(name, run), fitted(f"{name}-max", run)
+        assert mean.params["weights"] == top.params["weights"]
+        scores = top.predict(logits_of(run, "raw"))
+        assert set(scores.value) <= set(VALUES)
+        np.testing.assert_array_equal(VALUES[scores.probs.argmax(axis=1)], scores.value)
+
+
+def test_whitened_layers_share_a_vote_where_they_repeat_each_other():
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(size=(2, 500))
+    layers = np.stack([np.full(500, 3.0), 3 + one, 3 + one, 3 + one, 3 + 10 * two], axis=1)
+    weights = whitened_weights(layers)
+    assert weights.sum() == pytest.approx(1)
+    assert weights[0] == 0
+    # In units of standard deviations; three copies have as much together as one alone times the root of three.
+    votes = weights * layers.std(axis=0)
+    assert votes[1] == pytest.approx(votes[2])
+    assert votes[1:4].sum() / votes[4] == pytest.approx(np.sqrt(3), rel=0.05)
+    standard = (layers[:, 1:] - layers[:, 1:].mean(axis=0)) / layers[:, 1:].std(axis=0)
+    root = linalg.inv(linalg.sqrtm(standard.T @ standard / 500 + 1e-3 * np.eye(4))) @ np.ones(4)
+    np.testing.assert_allclose(votes[1:] / votes[1:].sum(), root / root.sum(), rtol=1e-6)
+
+
+def test_agreement_trusts_layers_that_rank_as_the_others_do():
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=400)
+    layers = 3 + np.stack([common + 0.3 * rng.normal(size=400) for _ in range(4)] + [-common, np.zeros(400)], axis=1)
+    weights = agreement_weights(layers)
+    assert weights[4] == weights[5] == 0
+    assert (weights[:4] > 0.2).all()
+    ranks = stats.spearmanr(layers[:, :5]).statistic
+    expected_weights = np.maximum((ranks.sum(axis=0) - 1) / 4, 0) / layers[:, :5].std(axis=0)
+    np.testing.assert_allclose(weights[:5], expected_weights / expected_weights.sum(), rtol=1e-9)
+
+
+def test_consensus_of_layers_that_say_nothing_is_uniform():
+    assert whitened_weights(np.full((20, 4), 3.0)).tolist() == [0.25] * 4
+    assert agreement_weights(np.full((20, 4), 3.0)).tolist() == [0.25] * 4
+
+
+def test_negative_weights_give_no_distribution():
+    run = FakeRun()
+    found = FittedAggregator(
+        "whitened", "norm", run.layers, tuple(VALUES), "prob-mixture", {"weights": [-1.0, 2.0, 0, 0, 0, 0, 0]}
+    )
+    scores = found.predict(logits_of(run))
+    assert scores.probs is None
+    values = expected(run.item_logits("norm"))
+    np.testing.assert_allclose(scores.value, 2 * values[:, 1] - values[:, 0])
