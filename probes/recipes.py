@@ -21,6 +21,7 @@ from probes.fitting.consensus import agreement_weights, whitened_weights
 from probes.fitting.probabilities import fit_probabilities
 from probes.fitting.ridge import RidgeFit, fit_ridge, is_constant
 from probes.fitting.simplex import SimplexFit, fit_converged, fit_schedule, floor_label
+from probes.fitting.spectral import fit_spectral
 
 if TYPE_CHECKING:
     from probes.aggregate import Aggregator
@@ -200,6 +201,24 @@ def _logit_ridge(_: Aggregator, logits: LayerLogits, y: _Labels, groups: _Groups
     return _columns_ridge(logits, y, groups, _grid(list(range(len(logits.layers))), len(logits.values)))
 
 
+def _spectral_ridge(_: Aggregator, logits: LayerLogits, y: _Labels, groups: _Groups) -> _Found:
+    """On logits without each layer's mean, which no distribution depends on."""
+    n_layers, n_labels = len(logits.layers), len(logits.values)
+    raw = logits.logits.astype(np.float64)
+    found = fit_spectral((raw - raw.mean(axis=2, keepdims=True)).reshape(len(raw), -1), y, groups)
+    slope = (found.coef / found.spread).reshape(n_layers, n_labels)
+    # As weights of the logits as they are.
+    whole = RidgeFit(
+        raw.mean(axis=0).ravel(),
+        np.ones(n_layers * n_labels),
+        (slope - slope.mean(axis=1, keepdims=True)).ravel(),
+        found.intercept,
+        found.penalty,
+        found.constant,
+    )
+    return _ridge(logits, whole, _grid(list(range(n_layers)), n_labels))
+
+
 def _best_layer_ridge(self: Aggregator, logits: LayerLogits, y: _Labels, groups: _Groups) -> _Found:
     by_layer = np.moveaxis(logits.logits, 1, 0).astype(np.float64)
     varying = np.asarray(~is_constant(by_layer.mean(axis=1), by_layer.std(axis=1)).all(axis=1))
@@ -231,4 +250,5 @@ AGGREGATORS: Final[Mapping[str, Kind]] = {
     "best-layer-ridge": Kind(_best_layer_ridge, True),
     "slope-ridge": Kind(_slope_ridge, True, multi_layer=True),
     "logit-ridge": Kind(_logit_ridge, True, multi_layer=True),
+    "spectral-ridge": Kind(_spectral_ridge, True, multi_layer=True),
 }

@@ -75,7 +75,7 @@ def test_default_lens_is_raw_for_the_lager_family_only():
     assert get_aggregator("lager@norm").lens == "norm"
     assert {name for name, kind in AGGREGATORS.items() if kind.multi_layer} == {
         *raw,
-        *("whitened", "agreement", "slope-ridge", "logit-ridge"),
+        *("whitened", "agreement", "slope-ridge", "logit-ridge", "spectral-ridge"),
     }
     free = {name for name, kind in AGGREGATORS.items() if not kind.needs_labels}
     assert free == {"vscore", "final", "layer", "whitened", "agreement", *untuned}
@@ -223,7 +223,7 @@ def test_unknown_names_and_settings_are_refused_in_one_line():
     choices = (
         "vscore, final, layer:LAYER, uniform, uniform-max, prob-uniform, prob-uniform-max, whitened, agreement, "
         "best-layer, lager, lager-max, prob-tuned, prob-tuned-max, lager-schedule, lager-released, final-ridge, "
-        "best-layer-ridge, slope-ridge, logit-ridge"
+        "best-layer-ridge, slope-ridge, logit-ridge, spectral-ridge"
     )
     refuses(f"unknown judge 'lagr' (did you mean lager?): choose one of {choices}", get_aggregator, "lagr")
     refuses(f"unknown judge 'zzz': choose one of {choices}", get_aggregator, "zzz")
