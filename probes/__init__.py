@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "FittedJudge": "probes.artefact",
     "Item": "probes.items",
     "Items": "probes.items",
     "Judge": "probes.judge",
@@ -27,16 +28,19 @@ _HOME = {
     "figures": "probes.figures",
     "fit": "probes.comparing",
     "inspect_run": "probes.inspection",
+    "layer_tests": "probes.comparing",
     "load_template": "probes.prompts",
     "merge": "probes.store.merge",
     "open_run": "probes.store",
     "preview": "probes.capturing",
     "read_items": "probes.readers",
+    "score": "probes.scoring",
     "vader_words": "probes.demo_items",
     "verify": "probes.store.verify",
 }
 
 __all__ = [
+    "FittedJudge",
     "Item",
     "Items",
     "Judge",
@@ -52,19 +56,22 @@ __all__ = [
     "figures",
     "fit",
     "inspect_run",
+    "layer_tests",
     "load_template",
     "merge",
     "open_run",
     "preview",
     "read_items",
+    "score",
     "vader_words",
     "verify",
 ]
 
 if TYPE_CHECKING:
     from probes import figures
+    from probes.artefact import FittedJudge
     from probes.capturing import capture, preview
-    from probes.comparing import by_layer, compare, fit
+    from probes.comparing import by_layer, compare, fit, layer_tests
     from probes.demo_items import vader_words
     from probes.errors import ProbesError
     from probes.inspection import inspect_run
@@ -73,6 +80,7 @@ if TYPE_CHECKING:
     from probes.prompts import Template, load_template
     from probes.readers import read_items
     from probes.scale import Scale
+    from probes.scoring import score
     from probes.store import Run, open_run
     from probes.store.export import export
     from probes.store.merge import merge

@@ -1,4 +1,4 @@
-"""Alignment: how well a judge's scores agree with human scores, and how well humans agree with each other.
+"""Alignment: how well a judge's scores agree with human scores.
 
 Ties get average ranks throughout. A constant predictor, or fewer than three pairs, has no rank or linear
 correlation: the value is NaN, never 0. Pairs with a NaN are left out, and how many were used is returned.
@@ -10,14 +10,11 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy.stats import kendalltau, rankdata
-
-from probes.errors import FitError
 
 MIN_PAIRS: Final = 3
 _BLOCK: Final = 24_000_000  # numbers that a block of resamples may hold per array (192 MB)
-_PAIR_ROWS: Final = 512
 
 _Score = Float[np.ndarray, " item"]
 
@@ -62,7 +59,7 @@ def kendall(score: _Score, human: _Score) -> Agreement:
     x, y = _pairs(score, human)
     if len(x) < MIN_PAIRS or x.min() == x.max() or y.min() == y.max():
         return Agreement(float("nan"), len(x))
-    return Agreement(float(kendalltau(x, y).statistic), len(x))
+    return Agreement(float(kendalltau(x, y, method="asymptotic").statistic), len(x))
 
 
 def mae(score: _Score, human: _Score) -> Agreement:
@@ -97,19 +94,25 @@ def qwk(score: _Score, human: _Score, values: Float[np.ndarray, " label"]) -> Ag
 def pairwise_accuracy(score: _Score, human: _Score) -> Agreement:
     """Share of item pairs that the judge orders as humans do.
 
-    Pairs that humans tie are skipped; pairs that only the judge ties count one half.
+    Pairs that humans tie are skipped; pairs that only the judge ties count one half, so a constant judge has .5. NaN
+    where humans tie all pairs. With C pairs in the same and D in the opposite order, of T that humans do not tie, it is
+    ``(1 + (C - D) / T) / 2``, Somers' D (1962, American Sociological Review 27(6)) on the scale from 0 to 1.
     """
     x, y = _pairs(score, human)
-    right = total = 0.0
-    for start in range(0, len(x), _PAIR_ROWS):  # blocks of rows, so that memory stays flat
-        rows = slice(start, start + _PAIR_ROWS)
-        human_order = np.sign(y[rows, None] - y[None, :])
-        judge_order = np.sign(x[rows, None] - x[None, :])
-        decided = human_order != 0
-        right += float(((judge_order == human_order) & decided).sum())
-        right += 0.5 * float(((judge_order == 0) & decided).sum())
-        total += float(decided.sum())
-    return Agreement(right / total if total else float("nan"), len(x))
+    pairs = len(x) * (len(x) - 1) / 2
+    decided = pairs - _tied_pairs(y)
+    if not decided:
+        return Agreement(float("nan"), len(x))
+    told_apart = pairs - _tied_pairs(x)
+    if not told_apart:
+        return Agreement(0.5, len(x))
+    tau = float(kendalltau(x, y, method="asymptotic").statistic)
+    return Agreement(float((1 + tau * np.sqrt(told_apart / decided)) / 2), len(x))
+
+
+def _tied_pairs(values: _Score) -> float:
+    counts = np.unique(values, return_counts=True)[1]
+    return float((counts * (counts - 1)).sum() / 2)
 
 
 METRICS: Final[dict[str, Metric]] = {
@@ -259,104 +262,3 @@ def _ranks(score: _Score, weights: Float[np.ndarray, "item resample"]) -> Float[
     ranks = np.empty_like(weights)
     ranks[order] = np.repeat(rank, np.diff(np.append(starts, len(order))), axis=0)
     return ranks
-
-
-class HumanLine(NamedTuple):
-    """A reference line drawn from the raters, and how many items had the two raters that it takes."""
-
-    value: float
-    n_used: int
-    n_total: int
-
-
-def attainable(
-    human: Float[np.ndarray, "item rater"], metric: str = "spearman", n_splits: int = 200, seed: int = 0
-) -> HumanLine:
-    """The most that a judge could correlate with the mean of the raters, were it never wrong about the items.
-
-    Square root of the reliability of the R-rater mean: the raters of every item are split at random into two
-    halves of equal size (an odd one out sits out), the halves' means are correlated, the mean over the splits
-    is stepped up from the size of a half to R (Spearman-Brown). Where items have different numbers of raters,
-    R is their mean. 0 where the halves do not agree at all.
-
-    Args:
-        human: Scores of the raters; NaN is a missing rater.
-        metric: ``spearman``, ``pearson`` or ``kendall``.
-        n_splits: Random splits.
-        seed: Of the splits.
-
-    Raises:
-        FitError: The metric is not a correlation.
-    """
-    coefficient = _coefficient(metric)
-    used, total = _with_raters(human)
-    if len(used) < MIN_PAIRS:
-        return HumanLine(float("nan"), len(used), total)
-    counts = np.isfinite(used).sum(axis=1)
-    halves = counts // 2
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(n_splits):
-        place = _shuffled_place(used, rng)
-        first = np.nanmean(np.where(place < halves[:, None], used, np.nan), axis=1)
-        second_half = (place >= halves[:, None]) & (place < 2 * halves[:, None])
-        second = np.nanmean(np.where(second_half, used, np.nan), axis=1)
-        values.append(coefficient(first, second).value)
-    agreement = _mean(np.asarray(values))
-    if not agreement > 0:
-        return HumanLine(float("nan") if np.isnan(agreement) else 0.0, len(used), total)
-    factor = counts.mean() / halves.mean()
-    reliability = factor * agreement / (1 + (factor - 1) * agreement)
-    return HumanLine(float(np.sqrt(reliability)), len(used), total)
-
-
-def human_agreement(
-    human: Float[np.ndarray, "item rater"], metric: str = "spearman", n_splits: int = 200, seed: int = 0
-) -> HumanLine:
-    """One rater of each item, drawn at random, against the mean of its other raters; mean over the draws.
-
-    Args:
-        human: Scores of the raters; NaN is a missing rater.
-        metric: ``spearman``, ``pearson`` or ``kendall``.
-        n_splits: Random draws.
-        seed: Of the draws.
-
-    Raises:
-        FitError: The metric is not a correlation.
-    """
-    coefficient = _coefficient(metric)
-    used, total = _with_raters(human)
-    if len(used) < MIN_PAIRS:
-        return HumanLine(float("nan"), len(used), total)
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(n_splits):
-        place = _shuffled_place(used, rng)
-        one = np.nanmean(np.where(place == 0, used, np.nan), axis=1)
-        others = np.nanmean(np.where(place > 0, used, np.nan), axis=1)
-        values.append(coefficient(one, others).value)
-    return HumanLine(_mean(np.asarray(values)), len(used), total)
-
-
-def _coefficient(metric: str) -> Metric:
-    if metric not in ("spearman", "pearson", "kendall"):
-        raise FitError(f"no human line for {metric!r}: choose one of spearman, pearson, kendall")
-    return METRICS[metric]
-
-
-def _with_raters(human: Float[np.ndarray, "item rater"]) -> tuple[Float[np.ndarray, "used rater"], int]:
-    human = np.asarray(human, dtype=np.float64)
-    return human[np.isfinite(human).sum(axis=1) >= 2], len(human)
-
-
-def _shuffled_place(human: Float[np.ndarray, "item rater"], rng: np.random.Generator) -> Int[np.ndarray, "item rater"]:
-    """Random place of each rater within its item; missing raters come last."""
-    missing: Bool[np.ndarray, "item rater"] = ~np.isfinite(human)
-    keys = rng.random(human.shape) + missing
-    place = np.argsort(np.argsort(keys, axis=1), axis=1)
-    return np.asarray(np.where(missing, human.shape[1], place))
-
-
-def _mean(values: Float[np.ndarray, " draw"]) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else float("nan")

@@ -18,11 +18,13 @@ from jaxtyping import Float
 from probes.differences import differences
 from probes.errors import FitError
 from probes.fitted import FittedAggregator, Form, Scores
-from probes.runlike import RunLike, layer_logits, where
+from probes.origin import changed_settings, judge_arguments
+from probes.runlike import RunLike, ScaleLike, check_lens, layer_logits, where
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from probes.judge import Judge
 
 FORMAT: Final = "probes-judge"
 FORMAT_VERSION: Final = 1
@@ -45,6 +47,7 @@ class FittedJudge:
         n_fit: Labelled items in the fit; 0 where no labels go in.
         metrics: How well it did, by name; None where undefined.
         version: Version of this package that fitted it.
+        origin: What loads the judge of that run again, as ``origin_of`` gives it; empty where unknown.
     """
 
     aggregator: FittedAggregator
@@ -57,43 +60,89 @@ class FittedJudge:
     n_fit: int
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     version: str = ""
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
-    def score(self, run: RunLike) -> Scores:
-        """Score every item of a run; NaN where an item has no reading.
+    def check(self, run: RunLike, what: str = "") -> None:
+        """Refuse a run that this judge cannot score, before any number of it is read.
 
-        A run of the same model with another prompt is scored, with a warning in the log.
+        A run of the same model with another prompt or setting passes, with a warning in the log.
+
+        Args:
+            run: The run.
+            what: What to call it in messages; its path unless given.
 
         Raises:
-            FitError: The run is of another model, readout, scale or set of layers, or lacks the lens.
+            FitError: The run is of another model, scale, readout or set of layers, or lacks the lens.
         """
-        name = self.aggregator.name
-        if run.model_hash != self.model_hash:
-            raise FitError(
-                f"{where(run)} is a run of another model than {name} was fitted on (model_hash {run.model_hash[:12]}, "
-                f"not {self.model_hash[:12]}): fit it on this model"
-            )
+        name, what = self.aggregator.name, what or where(run)
+        self.check_judge(run.model_hash, run.scale, what)
+        lens = self.aggregator.lens
+        check_lens(run, lens)
+        self.aggregator.check(tuple(run.layers), lens, np.asarray(run.scale.values, dtype=np.float64))
         if run.readout_hash != self.readout_hash:
             raise FitError(
-                f"{where(run)} reads its scores out otherwise than the run that {name} was fitted on "
+                f"{what} reads its scores out otherwise than the run that {name} was fitted on "
                 f"(score tokens, final norm or output matrix: readout_hash {run.readout_hash[:12]}, not "
                 f"{self.readout_hash[:12]}): fit it on a run of this kind"
             )
-        fitted, found = (
-            {name: scale[name] for name in ("labels", "values")} for scale in (self.scale, run.scale.to_dict())
-        )
+        if run.judge_hash != self.judge_hash:
+            changed = changed_settings(self.origin, run)
+            _log.warning(
+                "%s was fitted with another prompt or setting than %s%s: check its scores against human ones",
+                name,
+                what,
+                f" ({', '.join(changed)})" if changed else "",
+            )
+
+    def check_judge(self, model_hash: str, scale: ScaleLike, what: str) -> None:
+        """Refuse another model or scale; known as soon as a judge is loaded.
+
+        Args:
+            model_hash: Hash of the model's config and weights.
+            scale: The scale.
+            what: Whose they are, for messages.
+
+        Raises:
+            FitError: It is another model or scale.
+        """
+        name = self.aggregator.name
+        if model_hash != self.model_hash:
+            origin = self.origin
+            known = [origin.get("model"), origin.get("judge", {}).get("dtype"), origin.get("quantization")]
+            that = ", ".join(str(part) for part in known if part) or "that model"
+            raise FitError(
+                f"{what} has another model than {name} was fitted on (model_hash {model_hash[:12]}, not "
+                f"{self.model_hash[:12]}): use {that}, or fit it on this one"
+            )
+        fitted, found = ({part: one[part] for part in ("labels", "values")} for one in (self.scale, scale.to_dict()))
         if differ := differences(fitted, found):
             raise FitError(
-                f"{where(run)} has another scale than {name} was fitted on ({', '.join(differ)}): fit it on this scale"
+                f"{what} has another scale than {name} was fitted on ({', '.join(differ)}): fit it on this scale"
             )
-        logits = layer_logits(run, self.aggregator.lens)
-        scores = self.aggregator.predict(logits)
-        if run.judge_hash != self.judge_hash:
-            _log.warning(
-                "%s was fitted with another prompt or setting than %s: check its scores against human ones",
-                name,
-                where(run),
-            )
-        return scores
+
+    def score(self, run: RunLike) -> Scores:
+        """Score every item of a run; NaN where an item has no reading. ``probes.score`` gives a table.
+
+        Raises:
+            FitError: As ``check``.
+        """
+        self.check(run)
+        return self.aggregator.predict(layer_logits(run, self.aggregator.lens))
+
+    def load_judge(self, **changes: Any) -> Judge:
+        """Load the judge of the run that this one was fitted on: its model, template, scale and condition.
+
+        Args:
+            changes: Arguments of ``Judge.load`` that differ, for example ``device`` or the place of the model.
+
+        Raises:
+            FitError: The file does not say what it was fitted with (an earlier version wrote it, or the run did not
+                say), and ``changes`` do not give model and template.
+            ModelError: The model cannot be loaded.
+        """
+        from probes.judge import Judge
+
+        return Judge.load(**judge_arguments(self.origin, self.scale, changes))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description; ``from_dict`` reads it back."""
@@ -119,6 +168,7 @@ class FittedJudge:
             "n_fit": self.n_fit,
             "metrics": dict(self.metrics),
             "version": self.version,
+            "origin": dict(self.origin),
         }
 
     def save(self, path: str | Path) -> Path:
@@ -196,11 +246,19 @@ class FittedJudge:
             n_fit=int(data["n_fit"]),
             metrics=dict(data["metrics"]),
             version=str(data["version"]),
+            # Earlier versions did not write it.
+            origin=_origin(data.get("origin", {})),
         )
 
 
 def _refuse_constant(text: str) -> float:
     raise ValueError(f"{text} is not a JSON number")
+
+
+def _origin(data: Any) -> dict[str, Any]:
+    if not isinstance(data, dict) or not isinstance(data.get("judge", {}), dict):
+        raise ValueError("origin is no description of a judge")
+    return data
 
 
 def _check_params(fitted: FittedAggregator) -> None:

@@ -14,8 +14,45 @@ from typing import Annotated, Any
 
 import typer
 
-from probes import cli_runs
-from probes.cli_options import AsJson, Config, RunPath
+from probes import cli_runs, cli_scoring
+from probes.cli_options import (
+    CONDITION,
+    DTYPE,
+    ITEMS,
+    MODEL,
+    SAMPLES,
+    SCALE,
+    SEED,
+    TEMPERATURE,
+    TEMPLATE,
+    AsJson,
+    Bare,
+    BatchTokens,
+    Case,
+    Config,
+    CriterionColumn,
+    Device,
+    DeviceMap,
+    Fields,
+    GroupColumn,
+    HfSplit,
+    HumanColumns,
+    HumanRange,
+    IdColumn,
+    Limit,
+    MaxNewTokens,
+    MaxTokens,
+    QuantizationFlag,
+    Revision,
+    Rule,
+    RunPath,
+    SharePrefix,
+    SplitColumn,
+    SystemColumn,
+    TrustRemoteCode,
+    human_columns,
+    named_fields,
+)
 from probes.cli_text import format_preview, format_table
 from probes.errors import ProbesError
 
@@ -51,51 +88,45 @@ def demo(
 
 @app.command()
 def capture(
-    items: Annotated[str, typer.Option(help="Items: .jsonl, .csv, .tsv, .parquet, a data set folder or hub id.")],
+    items: Annotated[str, ITEMS],
     out: Annotated[Path, typer.Option("--out", "-o", help="Run file to write.")],
-    model: Annotated[str, typer.Option(help="Hub id, folder, .gguf file, or smollm2-135m.")] = "smollm2-135m",
-    template: Annotated[str, typer.Option(help="Template name or YAML file.")] = "rubric",
-    scale: Annotated[str, typer.Option(help="1..5, 0..9, A..E, yes/no, or LABEL=VALUE,...")] = "1..5",
-    human_range: Annotated[str | None, typer.Option(help="Range of the human scores, e.g. -4..4.")] = None,
-    case: Annotated[bool, typer.Option("--case", help="Also count capitalised labels.")] = False,
-    bare: Annotated[bool, typer.Option("--bare", help="Only count the exact text of a label.")] = False,
-    condition: Annotated[str, typer.Option(help="direct, generate (a short answer) or reasoning.")] = "direct",
-    rule: Annotated[
-        str | None, typer.Option(help="Which generated label is the score: first, anchor, anchor:REGEX or last.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens generated at most; 10 (generate) or 512 (reasoning) unless given.")
-    ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Answers an item; several need a temperature.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
-    field: Annotated[list[str] | None, typer.Option(help="Text field: NAME or NAME=COLUMN. Repeatable.")] = None,
-    id: Annotated[str, typer.Option(help="Column of the ids.")] = "id",
-    criterion: Annotated[str, typer.Option(help="Column of the criterion.")] = "criterion",
-    group: Annotated[str, typer.Option(help="Column of the group.")] = "group",
-    system: Annotated[str, typer.Option(help="Column of the system.")] = "system",
-    split: Annotated[str, typer.Option(help="Column of the split.")] = "split",
-    human: Annotated[list[str] | None, typer.Option(help="Column of human scores; repeat: one a rater.")] = None,
+    model: Annotated[str, MODEL] = "smollm2-135m",
+    template: Annotated[str, TEMPLATE] = "rubric",
+    scale: Annotated[str, SCALE] = "1..5",
+    human_range: HumanRange = None,
+    case: Case = False,
+    bare: Bare = False,
+    condition: Annotated[str, CONDITION] = "direct",
+    rule: Rule = None,
+    max_new_tokens: MaxNewTokens = None,
+    samples: Annotated[int, SAMPLES] = 1,
+    temperature: Annotated[float, TEMPERATURE] = 0.0,
+    seed: Annotated[int, SEED] = 0,
+    field: Fields = None,
+    id: IdColumn = "id",
+    criterion: CriterionColumn = "criterion",
+    group: GroupColumn = "group",
+    system: SystemColumn = "system",
+    split: SplitColumn = "split",
+    human: HumanColumns = None,
     identified: Annotated[bool, typer.Option("--identified-raters", help="Column k is always one person.")] = False,
-    hf_split: Annotated[str | None, typer.Option(help="Split of a Hugging Face data set.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="For example cuda:0.")] = None,
-    device_map: Annotated[str | None, typer.Option(help="Passed to transformers, e.g. auto.")] = None,
-    quantization: Annotated[str | None, typer.Option(help="8bit or 4bit: quantise while loading.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Hub revision.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
+    hf_split: HfSplit = None,
+    limit: Limit = None,
+    dtype: Annotated[str, DTYPE] = "auto",
+    device: Device = None,
+    device_map: DeviceMap = None,
+    quantization: QuantizationFlag = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     lens: Annotated[list[str] | None, typer.Option(help="Lens to store: raw, norm. Repeatable; both.")] = None,
     residuals: Annotated[bool, typer.Option(help="Store the residual states.")] = True,
     mass: Annotated[bool, typer.Option("--mass", help="Store the scale's probability at every layer.")] = False,
     entropy: Annotated[bool, typer.Option("--entropy", help="Store the entropy at every layer.")] = False,
     last_positions: Annotated[int, typer.Option(min=0, help="Store the states of so many last positions.")] = 0,
     response_mean: Annotated[bool, typer.Option("--response-mean", help="Store the response's mean state.")] = False,
-    batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens in one pass; chosen by free memory unless given.")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest prompt to capture.")] = None,
-    share_prefix: Annotated[bool, typer.Option(help="Compute what prompts start with in common once.")] = True,
+    batch_tokens: BatchTokens = None,
+    max_tokens: MaxTokens = None,
+    share_prefix: SharePrefix = True,
     compress: Annotated[bool, typer.Option("--compress", help="Compress the numbers without loss.")] = False,
     extend: Annotated[bool, typer.Option("--extend", help="Add what an existing run lacks: items, lenses.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
@@ -115,13 +146,13 @@ def capture(
     labels = Scale.parse(scale, human_range, case=case, bare=bare)
     records = read_items(
         items,
-        fields=_fields(field),
+        fields=named_fields(field),
         id=id,
         criterion=criterion,
         group=group,
         system=system,
         split=split,
-        human="human" if not human else human[0] if len(human) == 1 else human,
+        human=human_columns(human),
         scale=labels,
         raters="identity" if identified else "slots",
         hf_split=hf_split,
@@ -251,13 +282,8 @@ def plot(
         typer.echo(str(path))
 
 
+cli_scoring.add_to(app)
 cli_runs.add_to(app)
-
-
-def _fields(pairs: list[str] | None) -> dict[str, str] | None:
-    if not pairs:
-        return None
-    return {name: column or name for name, _, column in (pair.partition("=") for pair in pairs)}
 
 
 def _file_name(spec: str) -> str:
@@ -289,7 +315,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED
     if status == _INTERRUPTED:  # typer answers Ctrl-C with this number
-        sys.stderr.write("interrupted; the same command goes on where it stopped\n")
+        sys.stderr.write("interrupted; the same command starts again, a capture where it stopped\n")
     if isinstance(status, int) and status:
         raise SystemExit(status)
 

@@ -53,3 +53,53 @@ Config = Annotated[
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run file that `probes capture` wrote.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+# What commands share in their own ways: required or not, with a default or without.
+ITEMS = typer.Option("--items", help="Items: .jsonl, .csv, .tsv, .parquet, a data set folder or hub id.")
+MODEL = typer.Option("--model", help="Hub id, folder, .gguf file, or smollm2-135m.")
+TEMPLATE = typer.Option("--template", help="Template name or YAML file.")
+SCALE = typer.Option("--scale", help="1..5, 0..9, A..E, yes/no, or LABEL=VALUE,...")
+CONDITION = typer.Option("--condition", help="direct, generate (a short answer) or reasoning.")
+SAMPLES = typer.Option("--samples", min=1, help="Answers an item; several need a temperature.")
+TEMPERATURE = typer.Option("--temperature", min=0, help="0 takes the likeliest token each time.")
+SEED = typer.Option("--seed", help="Seed of the samples.")
+DTYPE = typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")
+
+HumanRange = Annotated[str | None, typer.Option(help="Range of the human scores, e.g. -4..4.")]
+Case = Annotated[bool, typer.Option("--case", help="Also count capitalised labels.")]
+Bare = Annotated[bool, typer.Option("--bare", help="Only count the exact text of a label.")]
+Rule = Annotated[
+    str | None, typer.Option(help="Which generated label is the score: first, anchor, anchor:REGEX or last.")
+]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=1, help="Tokens generated at most; 10 (generate) or 512 (reasoning) unless given.")
+]
+Fields = Annotated[list[str] | None, typer.Option(help="Text field: NAME or NAME=COLUMN. Repeatable.")]
+IdColumn = Annotated[str, typer.Option(help="Column of the ids.")]
+CriterionColumn = Annotated[str, typer.Option(help="Column of the criterion.")]
+GroupColumn = Annotated[str, typer.Option(help="Column of the group.")]
+SystemColumn = Annotated[str, typer.Option(help="Column of the system.")]
+SplitColumn = Annotated[str, typer.Option(help="Column of the split.")]
+HumanColumns = Annotated[list[str] | None, typer.Option(help="Column of human scores; repeat: one a rater.")]
+HfSplit = Annotated[str | None, typer.Option(help="Split of a Hugging Face data set.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")]
+Device = Annotated[str | None, typer.Option(help="For example cuda:0.")]
+DeviceMap = Annotated[str | None, typer.Option(help="Passed to transformers, e.g. auto.")]
+QuantizationFlag = Annotated[str | None, typer.Option(help="8bit or 4bit: quantise while loading.")]
+Revision = Annotated[str | None, typer.Option(help="Hub revision.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")]
+BatchTokens = Annotated[int | None, typer.Option(min=1, help="Tokens in one pass; chosen by free memory unless given.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest prompt to read.")]
+SharePrefix = Annotated[bool, typer.Option(help="Compute what prompts start with in common once.")]
+
+
+def named_fields(pairs: list[str] | None) -> dict[str, str] | None:
+    """Columns of the text fields, from ``NAME`` and ``NAME=COLUMN``."""
+    if not pairs:
+        return None
+    return {name: column or name for name, _, column in (pair.partition("=") for pair in pairs)}
+
+
+def human_columns(columns: list[str] | None) -> str | list[str]:
+    """Columns of the human scores, as ``read_items`` takes them."""
+    return "human" if not columns else columns[0] if len(columns) == 1 else columns

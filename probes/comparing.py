@@ -9,10 +9,11 @@ import pandas as pd
 from probes.aggregate import Aggregator, get_aggregator
 from probes.align import spearman
 from probes.artefact import FittedJudge
-from probes.comparison import BASELINES, Comparison
+from probes.comparison import Comparison
 from probes.errors import FitError
+from probes.evidence import BASELINES
 from probes.runlike import RunLike, layer_logits, parts
-from probes.study import Settings, Study, artefact
+from probes.study import BANDS, Settings, Study, artefact
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,6 +85,7 @@ def compare(
             [row for study in studies for row in study.weight_rows(names)],
             columns=["criterion", "judge", "lens", "layer", "layer_index", "weight", "lo", "hi"],
         ),
+        calibration=pd.DataFrame([row for study in studies for row in study.calibration_rows(names)]),
         human_lines=pd.DataFrame([row for study in studies for row in study.human_rows()]),
         judges={
             f"{spec} [{study.part.criterion}]" if several else spec: judge
@@ -99,13 +101,14 @@ def compare(
             "seed": seed,
         },
         multi_layer=frozenset(one.spec for one in shown if one.multi_layer),
-        coefficients={study.part.criterion: study.coefficients for study in studies},
+        evidence={study.part.criterion: study.evidence for study in studies},
     )
 
 
 def by_layer(
     run: RunLike,
     *,
+    band: str = "pointwise",
     folds: int = 5,
     repeats: int = 5,
     resamples: int = 2000,
@@ -116,16 +119,59 @@ def by_layer(
 ) -> pd.DataFrame:
     """Spearman of every layer's expected value under every lens, with the statistic and folds of ``compare``.
 
+    Args:
+        run: What to analyse.
+        band: ``pointwise`` intervals, each of which covers with probability ``level``, or a ``simultaneous`` band,
+            which covers all layers of a lens at once with that probability.
+        folds: As in ``compare``, like all that follow.
+        repeats: How often the items are divided anew.
+        resamples: Resamples of the groups.
+        level: Coverage.
+        seed: Of folds and resamples.
+        criterion: Only this criterion.
+        pool: Treat all criteria as one.
+
     Returns:
-        One row a criterion, lens and layer: ``criterion, lens, layer, layer_index, metric, value, lo, hi,
+        One row a criterion, lens and layer: ``criterion, lens, layer, layer_index, metric, value, lo, hi, band,
         n_used, n_total``; NaN where a layer gives every item the same score.
 
     Raises:
-        FitError: As ``compare``.
+        FitError: There is no such band; or as ``compare``.
+    """
+    if band not in BANDS:
+        raise FitError(f"no band {band!r}: choose one of {', '.join(BANDS)}")
+    settings = Settings(folds, repeats, resamples, level, seed)
+    studies = [Study(run, part, {}, settings) for part in parts(run, criterion, pool=pool)]
+    return pd.DataFrame([row for study in studies for row in study.layer_rows(band)])
+
+
+def layer_tests(
+    run: RunLike,
+    *,
+    folds: int = 5,
+    repeats: int = 5,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+    criterion: str | None = None,
+    pool: bool = False,
+) -> pd.DataFrame:
+    """Test every layer's Spearman against the last layer's: paired permutation, Holm's correction.
+
+    The layers of one lens and criterion are a family; the reference is the last layer under the ``norm`` lens, which is
+    what the model itself says. The arguments are those of ``by_layer``.
+
+    Returns:
+        One row a criterion, lens and layer: ``criterion, lens, layer, layer_index, metric, difference, difference_lo,
+        difference_hi, p, p_holm, n_tests, permutations, n_used, n_total``; NaN where a layer gives every item the
+        same score, which is then no member of the family.
+
+    Raises:
+        FitError: The run lacks the ``norm`` lens; or as ``compare``.
     """
     settings = Settings(folds, repeats, resamples, level, seed)
     studies = [Study(run, part, {}, settings) for part in parts(run, criterion, pool=pool)]
-    return pd.DataFrame([row for study in studies for row in study.layer_rows()])
+    return pd.DataFrame([row for study in studies for row in study.layer_test_rows()])
 
 
 def fit(run: RunLike, judge: str | Aggregator, *, criterion: str | None = None, pool: bool = False) -> FittedJudge:

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
 
 from probes.errors import FitError
-from probes.protocol import Interval, interval, paired
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from probes.artefact import FittedJudge
+    from probes.evidence import Evidence
+    from probes.intervals import Interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +26,17 @@ class Comparison:
     Attributes:
         table: One row a judge and criterion. Coefficients are means over the folds of the coefficient within
             the fold; ``mae`` and ``qwk`` are on the scale of the label values. ``labels_used`` is what the
-            fit of a fold sees. ``gain_over_final`` and ``gain_over_baseline`` are paired differences of
-            Spearman; ``baseline`` is the best judge of one layer with equally many labels (``final`` where
-            none are used).
+            fit of a fold sees. ``spearman_others`` goes with the line ``human``: against the same means of all
+            raters but one. ``share_of_ceiling`` is Spearman over the line ``attainable``. ``gain_over_final`` and
+            ``gain_over_baseline`` are paired differences of Spearman, with the p of a permutation test that is not
+            corrected for their number; ``baseline`` is the best judge of one layer with equally many labels
+            (``final`` where none are used).
         by_layer: One row a criterion, lens and layer: the same statistic for each layer on its own.
         weights: One row a criterion, judge and layer: weight of the fit on all items, smallest and largest
             among the fits of the folds.
+        calibration: One row a criterion and judge: how well its probabilities for held-out items go with the
+            raters' scores (``ece``, ``brier``, ``nll``, ``kl``; NaN for judges that give a number only), and how
+            much of the scale it uses, beside the raters' mean.
         human_lines: One row a criterion and line: ``human``, one random rater against the mean of the others;
             ``attainable``, the square root of the reliability of the raters' mean.
         judges: Judges fitted on all labelled items, by name; ``name [criterion]`` where there are several
@@ -44,20 +49,19 @@ class Comparison:
     table: pd.DataFrame
     by_layer: pd.DataFrame
     weights: pd.DataFrame
+    calibration: pd.DataFrame
     human_lines: pd.DataFrame
     judges: Mapping[str, FittedJudge]
     warnings: list[str]
     level: float
     settings: Mapping[str, int]
     multi_layer: frozenset[str] = frozenset()
-    coefficients: Mapping[str, Mapping[str, Float[np.ndarray, "fold resample"]]] = field(
-        default_factory=dict, repr=False
-    )
+    evidence: Mapping[str, Evidence] = field(default_factory=dict, repr=False)
 
     @property
     def criteria(self) -> list[str]:
         """Criteria in the table, in order."""
-        return list(self.coefficients)
+        return list(self.evidence)
 
     def difference(self, first: str, second: str, criterion: str | None = None) -> Interval:
         """Spearman of one judge minus that of another, with a paired interval.
@@ -65,17 +69,28 @@ class Comparison:
         Raises:
             FitError: A judge or criterion is not in the comparison, or the criterion is needed but not given.
         """
+        return self._evidence(criterion, first, second).difference(first, second)
+
+    def test(self, first: str, second: str, criterion: str | None = None) -> float:
+        """Two-sided p of a difference in Spearman, by paired permutation; see ``probes.permutation``.
+
+        Raises:
+            FitError: As ``difference``.
+        """
+        return self._evidence(criterion, first, second).p_values([first], second)[0]
+
+    def _evidence(self, criterion: str | None, *judges: str) -> Evidence:
         if criterion is None:
             if len(self.criteria) > 1:
                 raise FitError(f"choose a criterion for the difference: {', '.join(self.criteria)}")
             criterion = self.criteria[0]
-        if criterion not in self.coefficients:
+        if criterion not in self.evidence:
             raise FitError(f"no criterion {criterion!r} in this comparison: it has {', '.join(self.criteria)}")
-        of = self.coefficients[criterion]
-        for judge in (first, second):
-            if judge not in of:
-                raise FitError(f"no judge {judge!r} in this comparison: it has {', '.join(of)}")
-        return interval(paired(of[first], of[second]), self.level)
+        of = self.evidence[criterion]
+        for judge in judges:
+            if judge not in of.scores:
+                raise FitError(f"no judge {judge!r} in this comparison: it has {', '.join(of.scores)}")
+        return of
 
     def summary(self) -> str:
         """What was found, in plain words: a paragraph a criterion, then the warnings."""
@@ -93,8 +108,7 @@ class Comparison:
             f"{name}{first['n_used']} of {first['n_total']} items in {first['n_groups']} groups, "
             f"{repeats} x {folds} folds; Spearman with human scores, {self.level:.0%} intervals."
         ]
-        of = self.coefficients[criterion]
-        estimates = {judge: interval(_mean(values), self.level) for judge, values in of.items()}
+        estimates = self.evidence[criterion].estimates
         lines.append(f"- The last layer alone (final) reaches {_with_interval(estimates['final'])}.")
         lines.append(self._recalibration(criterion, estimates))
         lines.append(self._other_layers(criterion, estimates, of_criterion))
@@ -118,7 +132,7 @@ class Comparison:
     def _other_layers(self, criterion: str, estimates: Mapping[str, Interval], rows: pd.DataFrame) -> str:
         shown = [judge for judge in rows["judge"] if judge in self.multi_layer]
         defined = [judge for judge in shown if not np.isnan(estimates[judge].value)]
-        baseline = best_of(estimates, BASELINES)
+        baseline = self.evidence[criterion].baseline
         if not defined or baseline is None:
             return "- Other layers: cannot be stated, because no judge that mixes layers has a defined Spearman."
         best = max(defined, key=lambda judge: estimates[judge].value)
@@ -151,20 +165,6 @@ class Comparison:
             f"- Humans: one rater against the others {_plain(value['human'])}; a perfect judge could attain "
             f"{_plain(value['attainable'])} ({int(rows['n_used'].max())} items with two raters or more)."
         ]
-
-
-# Judges of one layer that see labels: what a cross-layer judge has to beat.
-BASELINES = ("final-ridge", "best-layer", "best-layer-ridge")
-
-
-def best_of(estimates: Mapping[str, Interval], judges: tuple[str, ...]) -> str | None:
-    """Judge with the highest defined estimate, the earlier one of equals; None where there is none."""
-    defined = [judge for judge in judges if judge in estimates and not np.isnan(estimates[judge].value)]
-    return max(defined, key=lambda judge: estimates[judge].value) if defined else None
-
-
-def _mean(values: Float[np.ndarray, "fold resample"]) -> Float[np.ndarray, " resample"]:
-    return paired(values, np.zeros_like(values))
 
 
 def _verdict(gain: Interval, above: str, unclear: str, below: str) -> str:

@@ -70,6 +70,12 @@ class Items(Sequence[Item]):
                     f"{source}: item {position} has the id {item.id!r} of item {seen[item.id]}; ids must be unique"
                 )
             seen[item.id] = position
+            if not item.id:
+                raise ItemError(f"{source}: item {position} has an empty id; give every item one")
+            for name in _LABELS:
+                _check_text(source, position, name, getattr(item, name))
+            for key, text in item.fields.items():
+                _check_text(source, position, key, text)
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -179,3 +185,16 @@ class Items(Sequence[Item]):
             # The padded row, so that items read back from a run have the digest that they were written with.
             sha.update(scores.tobytes())
         return sha.hexdigest()
+
+
+def _check_text(source: str, position: int, name: str, text: str) -> None:
+    """Refuse what UTF-8 or a text of fixed length cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ItemError(
+            f"{source}: item {position} has the half of a character at position {error.start} of {name}; repair the "
+            "text (a surrogate is no character)"
+        ) from None
+    if name in _LABELS and "\0" in text:
+        raise ItemError(f"{source}: item {position} has a zero byte in {name}; remove it")

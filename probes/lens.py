@@ -32,14 +32,18 @@ READOUT_ORDER: Final = "norm, unembed, logit_scale, softcap"
 
 
 def check_lenses(lenses: Iterable[str]) -> None:
-    """Refuse names that are no lens.
+    """Refuse names that are no lens, and the same one twice.
 
     Raises:
-        FitError: A lens is unknown.
+        FitError: A lens is unknown, or is named twice.
     """
+    seen: set[str] = set()
     for lens in lenses:
         if lens not in LENSES:
             raise FitError(f"unknown lens {lens!r}: choose one of {', '.join(LENSES)}")
+        if lens in seen:
+            raise FitError(f"the lens {lens!r} is named twice: name it once")
+        seen.add(lens)
 
 
 @dataclass(frozen=True, eq=False)

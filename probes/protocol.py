@@ -1,10 +1,10 @@
-"""The protocol: repeated group folds, predictions for held-out items, intervals by resampling groups.
+"""The protocol: repeated group folds, predictions for held-out items, coefficients within folds, resampled groups.
 
 The statistic of a judge is the mean, over all repeats and folds, of the coefficient *within* the fold. Scores
 of different folds come from different fits and are never ranked together.
 
-Human scores of a test fold reach nothing that scores it: ``out_of_fold`` hands an aggregator the rows of the
-other folds, and no more.
+Nothing of a test fold reaches what scores it: ``out_of_fold`` hands an aggregator the logits, human scores and
+groups of the other folds, and no more, whether it learns from human scores or not.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
+from scipy.stats import rankdata
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from probes.aggregate import MIN_FIT, Aggregator, FittedAggregator, LayerLogits
 from probes.align import MIN_PAIRS, Metric, weighted_spearman
 from probes.errors import FitError
 from probes.fitting.ridge import is_constant
+from probes.intervals import mean_over_folds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,8 +72,7 @@ def make_folds(
     if folds < 2 or repeats < 1:
         raise FitError(f"cross-validation needs at least 2 folds and 1 repeat, got {folds} and {repeats}")
     n_items = len(y)
-    names = groups.astype(str) if groups.dtype == object else groups
-    _, code = np.unique(names, return_inverse=True)
+    code = group_codes(groups)
     n_groups = int(code.max()) + 1 if n_items else 0
     if n_groups < 2:
         raise FitError(
@@ -118,12 +119,18 @@ class OutOfFold:
 
     Attributes:
         scores: Predictions ``[repeat, item]``; NaN where the judge could not be fitted.
-        fits: The fitted judge of every fold; one for all where no labels go in.
+        standings: Rank of the score among those that the same fit gives to all items, fit items too
+            ``[repeat, item]``: what scores of different fits have in common.
+        probs: Probability of each label ``[repeat, item, label]``; None for judges that give a number only,
+            in any fold.
+        fits: The fitted judge of every fold.
         n_fit: Labelled items in the fit of a fold, on average; 0 where no labels go in.
         failures: Why fits failed, and how many.
     """
 
     scores: Float[np.ndarray, "repeat item"]
+    standings: Float[np.ndarray, "repeat item"]
+    probs: Float[np.ndarray, "repeat item label"] | None
     fits: tuple[FittedAggregator, ...]
     n_fit: float
     failures: Mapping[str, int] = field(default_factory=dict)
@@ -146,31 +153,64 @@ def out_of_fold(
         folds: From ``make_folds``.
 
     Raises:
-        FitError: A fold leaves too few labelled items to fit on, or the aggregator does not fit these layers.
+        FitError: A group lies in several folds, a fold leaves too few labelled items to fit on, or the aggregator does
+            not fit these layers.
     """
-    scores = np.full(folds.fold.shape, np.nan)
-    if not aggregator.needs_labels:
-        fitted = aggregator.fit(logits)
-        scores[:] = fitted.predict(logits).value
-        return OutOfFold(scores, (fitted,), 0.0)
+    _check_groups(groups, folds)
+    scores, standings = np.full((2, *folds.fold.shape), np.nan)
+    probs: Float[np.ndarray, "repeat item label"] | None = np.full((*folds.fold.shape, len(logits.values)), np.nan)
     fits, sizes, failures = [], [], dict[str, int]()
     for repeat, test in folds.tests():
         train = np.ones(len(y), dtype=bool)
         train[test] = False
         sizes.append(int(train.sum()))
-        if sizes[-1] < MIN_FIT:
+        if aggregator.needs_labels and sizes[-1] < MIN_FIT:
             raise FitError(
                 f"{aggregator.spec} needs at least {MIN_FIT} items with a human score outside the test fold, "
                 f"but one fold leaves {sizes[-1]} of {len(y)}: label more items"
             )
+        labels = (y[train], groups[train]) if aggregator.needs_labels else ()
         try:
-            fitted = aggregator.fit(logits.select(train), y[train], groups[train])
+            fitted = aggregator.fit(logits.select(train), *labels)
         except FitError as error:
+            if not aggregator.needs_labels:
+                raise
             failures[str(error)] = failures.get(str(error), 0) + 1
             continue
         fits.append(fitted)
-        scores[repeat, test] = fitted.predict(logits.select(test)).value
-    return OutOfFold(scores, tuple(fits), float(np.mean(sizes)), failures)
+        found = fitted.predict(logits)
+        scores[repeat, test] = found.value[test]
+        standings[repeat, test] = standing(found.value)[test]
+        if probs is not None and found.probs is not None:
+            probs[repeat, test] = found.probs[test]
+        else:
+            probs = None
+    n_fit = float(np.mean(sizes)) if aggregator.needs_labels else 0.0
+    return OutOfFold(scores, standings, probs, tuple(fits), n_fit, failures)
+
+
+def standing(scores: Float[np.ndarray, " item"]) -> Float[np.ndarray, " item"]:
+    """Average ranks, all the same where scores differ by rounding only."""
+    constant = is_constant(np.asarray(scores.mean()), np.asarray(scores.std()))
+    return np.asarray(rankdata(np.zeros(len(scores)) if constant else scores))
+
+
+def _check_groups(groups: Shaped[np.ndarray, " item"], folds: Folds) -> None:
+    """Refuse folds that tell a fit about the source of a test item."""
+    code = group_codes(groups)
+    for repeat, row in enumerate(folds.fold):
+        folds_of_group = np.bincount(np.unique(code * folds.n_folds + row) // folds.n_folds)
+        if (divided := np.flatnonzero(folds_of_group > 1)).size:
+            name = groups[np.flatnonzero(code == divided[0])[0]]
+            raise FitError(
+                f"{divided.size} of {len(folds_of_group)} groups lie in several folds of repeat {repeat}, {name!r} "
+                "among them: keep the items of a group together, as make_folds does"
+            )
+
+
+def group_codes(groups: Shaped[np.ndarray, " item"]) -> Int[np.ndarray, " item"]:
+    """Number of the group of each item."""
+    return np.asarray(np.unique(groups.astype(str) if groups.dtype == object else groups, return_inverse=True)[1])
 
 
 def group_resamples(
@@ -180,12 +220,13 @@ def group_resamples(
 
     The first row is all ones: the sample itself, so that estimates and resamples go the same way.
     """
-    names = groups.astype(str) if groups.dtype == object else groups
-    _, code = np.unique(names, return_inverse=True)
+    code = group_codes(groups)
     n_groups = int(code.max()) + 1
     rng = np.random.default_rng([seed, 1])
-    drawn = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=resamples)
-    return np.concatenate((np.ones((1, n_groups), dtype=np.int64), drawn)), np.asarray(code)
+    counts = np.ones((resamples + 1, n_groups), dtype=np.int32)
+    for row in counts[1:]:
+        row[:] = np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups)
+    return counts, code
 
 
 def within_fold_spearman(
@@ -210,8 +251,10 @@ def within_fold_spearman(
         resamples: Number of resamples.
         seed: Of the resamples.
     """
-    drawn, code = group_resamples(groups, resamples, seed)
     tests = folds.tests()
+    if not scores:
+        return np.empty((0, len(tests), resamples + 1))
+    drawn, code = group_resamples(groups, resamples, seed)
     result = np.empty((len(scores), len(tests), resamples + 1))
     for place, (repeat, test) in enumerate(tests):
         in_fold = np.stack([score[repeat, test] for score in scores])
@@ -238,41 +281,3 @@ def flatten_constants(scores: Float[np.ndarray, "repeat item"], folds: Folds) ->
         if is_constant(np.asarray(of_fold.mean()), np.asarray(of_fold.std())):
             flat[repeat, test] = of_fold[0]
     return flat
-
-
-def mean_over_folds(
-    coefficients: Float[np.ndarray, "*any fold resample"],
-) -> Float[np.ndarray, "*any resample"]:
-    """Mean over the folds where the coefficient is defined; NaN where it is so in none."""
-    defined = np.isfinite(coefficients)
-    count = defined.sum(axis=-2)
-    total = np.where(defined, coefficients, 0.0).sum(axis=-2)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with a percentile interval."""
-
-    value: float
-    lo: float
-    hi: float
-
-
-def interval(replicates: Float[np.ndarray, " resample"], level: float = 0.95) -> Interval:
-    """Estimate (resample 0) and percentile interval of the others; conditional on the fitted judges.
-
-    NaN throughout where the estimate is undefined. Resamples in which it is undefined are left out.
-    """
-    drawn = replicates[1:][np.isfinite(replicates[1:])]
-    if not np.isfinite(replicates[0]) or not len(drawn):
-        return Interval(float(replicates[0]), float("nan"), float("nan"))
-    lo, hi = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(replicates[0]), float(lo), float(hi))
-
-
-def paired(
-    first: Float[np.ndarray, "fold resample"], second: Float[np.ndarray, "fold resample"]
-) -> Float[np.ndarray, " resample"]:
-    """Difference of two judges' statistics in every resample, over the folds where both are defined."""
-    return mean_over_folds(first - second)

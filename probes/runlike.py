@@ -9,11 +9,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from probes.aggregate import LayerLogits
+from probes.duplicates import join_groups
 from probes.errors import FitError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from probes.items import Item
 
 
 POOLED: Final = "all"
@@ -33,6 +36,9 @@ class ScaleLike(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description."""
+
+    def to_value(self, human: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """Human scores mapped onto label values."""
 
 
 @runtime_checkable
@@ -72,6 +78,10 @@ class RunLike(Protocol):
         """Group of every item."""
 
     @property
+    def items(self) -> Sequence[Item]:
+        """The items."""
+
+    @property
     def human(self) -> Float[np.ndarray, "item rater"]:
         """Scores of the raters on the human scale; NaN is missing."""
 
@@ -95,8 +105,8 @@ class RunLike(Protocol):
         """Score logits under a lens; NaN rows for items without a reading."""
 
 
-def layer_logits(run: RunLike, lens: str) -> LayerLogits:
-    """Score logits of all items of a run under one lens.
+def check_lens(run: RunLike, lens: str) -> None:
+    """Refuse a run without a lens or without the model's last layer.
 
     Raises:
         FitError: The run has no such lens, or lacks the model's last layer.
@@ -108,6 +118,15 @@ def layer_logits(run: RunLike, lens: str) -> LayerLogits:
             f"{where(run)} is a selection without the last layer ({run.n_layers}), so that it has no final judge: "
             "select that layer as well"
         )
+
+
+def layer_logits(run: RunLike, lens: str) -> LayerLogits:
+    """Score logits of all items of a run under one lens.
+
+    Raises:
+        FitError: As ``check_lens``.
+    """
+    check_lens(run, lens)
     values = np.asarray(run.scale.values, dtype=np.float64)
     return LayerLogits(run.item_logits(lens), tuple(run.layers), values, lens)
 
@@ -125,11 +144,12 @@ class Part:
         criterion: Name of the criterion; ``all`` when pooled.
         rows: Their positions in the run.
         y: Their human scores on the scale of the label values.
-        groups: A number for the group of each.
+        groups: A number for the group of each; groups that share a text are one.
         logits: Their score logits, by lens.
         n_total: Items of the criterion, whether they can be used or not.
         n_unlabelled: Of these, how many have no human score.
         n_uncaptured: Of these, how many have no reading.
+        repeated: What was done about texts that occur in several groups, in words; None where there are none.
     """
 
     criterion: str
@@ -140,6 +160,7 @@ class Part:
     n_total: int
     n_unlabelled: int
     n_uncaptured: int
+    repeated: str | None = None
 
     @property
     def n_groups(self) -> int:
@@ -164,7 +185,8 @@ def parts(run: RunLike, criterion: str | None = None, *, pool: bool = False) -> 
         choices = ", ".join(repr(name) for name in known)
         raise FitError(f"{where(run)} has no criterion {criterion!r}: it has {choices}")
     y = np.asarray(run.human_value, dtype=np.float64)
-    _, groups = np.unique(np.asarray(run.groups).astype(str), return_inverse=True)
+    groups = np.asarray(run.groups).astype(str)
+    items = run.items
     logits = {lens: layer_logits(run, lens) for lens in run.lenses}
     usable = np.ones(len(y), dtype=bool)
     for one in logits.values():
@@ -172,15 +194,17 @@ def parts(run: RunLike, criterion: str | None = None, *, pool: bool = False) -> 
 
     def part(name: str, members: Bool[np.ndarray, " item"]) -> Part:
         rows = np.flatnonzero(members & usable & np.isfinite(y))
+        joined = join_groups(groups[rows], [items[row].fields for row in rows.tolist()])
         return Part(
             name,
             rows,
             y[rows],
-            groups[rows],
+            joined.groups,
             {lens: one.select(rows) for lens, one in logits.items()},
             int(members.sum()),
             int((members & ~np.isfinite(y)).sum()),
             int((members & ~usable).sum()),
+            joined.note,
         )
 
     if pool:

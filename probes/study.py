@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from jaxtyping import Float
 
 from probes.aggregate import Aggregator, FittedAggregator, expected_values
-from probes.align import Metric, attainable, human_agreement, kendall, mae, pearson, qwk
+from probes.align import Metric, kendall, mae, pairwise_accuracy, pearson, qwk
 from probes.artefact import FittedJudge, fit_set_hash, package_version
-from probes.comparison import BASELINES, best_of
+from probes.calibration import brier, ece, kl, nll, scale_use, targets
 from probes.errors import FitError
-from probes.protocol import (
-    Folds,
-    Interval,
-    OutOfFold,
-    flatten_constants,
-    interval,
-    make_folds,
-    mean_over_folds,
-    out_of_fold,
-    paired,
-    within_fold,
-    within_fold_spearman,
-)
+from probes.evidence import Evidence
+from probes.intervals import MIN_RESAMPLES, UNDEFINED, Interval, mean_over_folds, simultaneous
+from probes.origin import origin_of
+from probes.permutation import holm, n_permutations
+from probes.protocol import Folds, OutOfFold, make_folds, out_of_fold, standing, within_fold
+from probes.raters import BesideRaters, HumanLine, attainable, beside_raters
+from probes.runlike import where
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,9 +28,8 @@ if TYPE_CHECKING:
     from probes.runlike import Part, RunLike
 
 _FEW_GROUPS: Final = 20
-_NAN: Final = Interval(float("nan"), float("nan"), float("nan"))
 
-_Coefficients = Float[np.ndarray, "fold resample"]
+BANDS: Final = ("pointwise", "simultaneous")
 
 
 @dataclass(frozen=True)
@@ -51,8 +45,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 < self.level < 1:
             raise FitError(f"the level of the intervals must lie between 0 and 1, got {self.level:g}")
-        if self.resamples < 1:
-            raise FitError(f"intervals need at least 1 resample, got {self.resamples}")
+        if self.resamples < MIN_RESAMPLES:
+            raise FitError(f"intervals need at least {MIN_RESAMPLES} resamples, got {self.resamples}")
 
 
 class Study:
@@ -68,44 +62,40 @@ class Study:
             spec: out_of_fold(one, part.logits[one.lens], part.y, part.groups, self.folds)
             for spec, one in aggregators.items()
         }
-        self._scores = {spec: flatten_constants(found.scores, self.folds) for spec, found in self._predicted.items()}
-        self._layers = [(lens, index) for lens in part.logits for index in range(len(run.layers))]
-        layer_scores = [
-            flatten_constants(np.broadcast_to(score, self.folds.fold.shape), self.folds)
-            for logits in part.logits.values()
-            for score in expected_values(logits.logits, logits.values).T
-        ]
-        found = within_fold_spearman(
-            [*self._scores.values(), *layer_scores],
-            part.y,
-            part.groups,
-            self.folds,
-            settings.resamples,
-            settings.seed,
+        how = (part.y, part.groups, self.folds, settings.resamples, settings.level, settings.seed)
+        self.evidence = Evidence.gather(
+            {spec: found.scores for spec, found in self._predicted.items()},
+            {spec: found.standings for spec, found in self._predicted.items()},
+            *how,
         )
-        self.coefficients: dict[str, _Coefficients] = dict(zip(self._scores, found, strict=False))
-        self._layer_estimates = [
-            interval(mean_over_folds(values), settings.level) for values in found[len(self._scores) :]
-        ]
-        self.estimates = {
-            spec: interval(mean_over_folds(values), settings.level) for spec, values in self.coefficients.items()
+        self._layers = [(lens, index) for lens in part.logits for index in range(len(run.layers))]
+        of_layers = {
+            _name(lens, index): expected
+            for lens, logits in part.logits.items()
+            for index, expected in enumerate(expected_values(logits.logits, logits.values).T)
         }
+        shape = self.folds.fold.shape
+        self._of_layers = Evidence.gather(
+            {name: np.broadcast_to(scores, shape) for name, scores in of_layers.items()},
+            {name: np.broadcast_to(standing(scores), shape) for name, scores in of_layers.items()},
+            *how,
+        )
         self._full = self._fit_on_all()
         self.warnings = self._warnings()
 
     def _fit_on_all(self) -> dict[str, FittedAggregator]:
         full = {}
         for spec, one in self._aggregators.items():
-            if not one.needs_labels:
-                full[spec] = self._predicted[spec].fits[0]
-            elif self._predicted[spec].fits:
+            if self._predicted[spec].fits:
                 full[spec] = one.fit(self.part.logits[one.lens], self.part.y, self.part.groups)
         return full
 
     def _warnings(self) -> list[str]:
         part, notes = self.part, list(self.folds.notes)
+        if part.repeated:
+            notes.append(part.repeated)
         if part.n_groups < _FEW_GROUPS:
-            notes.append(f"only {part.n_groups} groups: below {_FEW_GROUPS}, intervals are rough and tend to be narrow")
+            notes.append(f"only {part.n_groups} groups: below {_FEW_GROUPS}, intervals and tests are rough")
         if part.n_unlabelled:
             notes.append(f"{part.n_unlabelled} of {part.n_total} items have no human score and are left out")
         if part.n_uncaptured:
@@ -117,7 +107,7 @@ class Study:
             stuck = sum(one.notes.get("converged") is False for one in found.fits)
             if stuck and self._aggregators[spec].kind == "lager":  # the recipes stop after their epochs
                 notes.append(f"{spec} stopped before it converged in {stuck} of {total} folds")
-            undefined = int(np.isnan(self.coefficients[spec][:, 0]).sum()) - sum(found.failures.values())
+            undefined = int(np.isnan(self.evidence.coefficients[spec][:, 0]).sum()) - sum(found.failures.values())
             if undefined > 0:
                 notes.append(
                     f"{spec} gives every item the same score in {undefined} of {total} folds, where its coefficient is "
@@ -130,58 +120,121 @@ class Study:
         metrics: dict[str, Metric] = {
             "pearson": pearson,
             "kendall": kendall,
+            "pairwise_accuracy": pairwise_accuracy,
             "mae": mae,
             "qwk": lambda score, human: qwk(score, human, np.asarray(self._run.scale.values)),
         }
-        labelled_baseline = best_of(self.estimates, BASELINES)
+        evidence, ceiling = self.evidence, self._ceiling.value
+        baseline = {spec: evidence.baseline if self._aggregators[spec].needs_labels else "final" for spec in names}
+        beside = dict(zip(evidence.scores, self._beside.judges, strict=True))
+        p_final, p_baseline = self._p_values(dict.fromkeys(names, "final")), self._p_values(baseline)
+        return [
+            {
+                "judge": spec,
+                "lens": self._aggregators[spec].lens,
+                "criterion": self.part.criterion,
+                "labels_used": round(self._predicted[spec].n_fit),
+                "n_used": len(self.part.y),
+                "n_total": self.part.n_total,
+                "n_groups": self.part.n_groups,
+                "n_folds": self.folds.n_folds,
+                **_named("spearman", evidence.estimates[spec]),
+                "spearman_others": float(beside[spec]),
+                "share_of_ceiling": evidence.estimates[spec].value / ceiling if ceiling > 0 else float("nan"),
+                **{
+                    name: within_fold(metric, evidence.scores[spec], self.part.y, self.folds)
+                    for name, metric in metrics.items()
+                },
+                **self._gain("gain_over_final", spec, "final", p_final),
+                **self._gain("gain_over_baseline", spec, baseline[spec], p_baseline),
+                "baseline": baseline[spec] or "",
+            }
+            for spec in names
+        ]
+
+    def _p_values(self, over: Mapping[str, str | None]) -> dict[str, float]:
+        """One p a judge, against the one that it is set against; of a judge against itself there is none."""
+        found: dict[str, float] = {}
+        for reference in {one for one in over.values() if one is not None}:
+            judges = [spec for spec, one in over.items() if one == reference and spec != reference]
+            if judges:
+                found |= dict(zip(judges, self.evidence.p_values(judges, reference, 2 * len(over)), strict=True))
+        return found
+
+    def _gain(self, name: str, spec: str, over: str | None, p: Mapping[str, float]) -> dict[str, float]:
+        difference = UNDEFINED if over is None else self.evidence.difference(spec, over)
+        return {**_named(name, difference), f"{name}_p": p.get(spec, float("nan"))}
+
+    def layer_rows(self, band: str = "pointwise") -> list[dict[str, Any]]:
+        """Rows of the table of layers; a simultaneous band holds over the layers of a lens."""
+        evidence = self._of_layers
+        estimates = dict(evidence.estimates)
+        if band == "simultaneous":
+            for of_lens in self._by_lens().values():
+                replicates = np.stack([mean_over_folds(evidence.coefficients[name]) for name in of_lens])
+                found = simultaneous(replicates, evidence.n_groups, self._settings.level)
+                estimates |= dict(zip(of_lens, found, strict=True))
+        return [
+            {
+                **self._layer_columns(lens, index),
+                "value": estimates[_name(lens, index)].value,
+                "lo": estimates[_name(lens, index)].lo,
+                "hi": estimates[_name(lens, index)].hi,
+                "band": band,
+                "n_used": len(self.part.y),
+                "n_total": self.part.n_total,
+            }
+            for lens, index in self._layers
+        ]
+
+    def layer_test_rows(self) -> list[dict[str, Any]]:
+        """Rows of the table of tests: each layer against the last one under the norm lens, a family a lens."""
+        evidence, final = self._of_layers, _name("norm", len(self._run.layers) - 1)
+        if final not in evidence.scores:
+            raise FitError(
+                f"layers are tested against the last one under the norm lens, which {where(self._run)} lacks: it has "
+                f"{', '.join(self._run.lenses)}"
+            )
+        p, adjusted, n_tests = dict[str, float](), dict[str, float](), dict[str, int]()
+        for lens, of_lens in self._by_lens().items():
+            tested = [
+                name for name in of_lens if name != final and not np.isnan(evidence.difference(name, final).value)
+            ]
+            n_tests[lens] = len(tested)
+            if tested:
+                found = evidence.p_values(tested, final)
+                p |= dict(zip(tested, found, strict=True))
+                adjusted |= dict(zip(tested, holm(np.array(found)).tolist(), strict=True))
         rows = []
-        for spec in names:
-            one, found = self._aggregators[spec], self._predicted[spec]
-            baseline = labelled_baseline if one.needs_labels else "final"
+        for lens, index in self._layers:
+            name = _name(lens, index)
+            if name == final:
+                continue
             rows.append(
                 {
-                    "judge": spec,
-                    "lens": one.lens,
-                    "criterion": self.part.criterion,
-                    "labels_used": round(found.n_fit),
+                    **self._layer_columns(lens, index),
+                    **_named("difference", evidence.difference(name, final)),
+                    "p": p.get(name, float("nan")),
+                    "p_holm": adjusted.get(name, float("nan")),
+                    "n_tests": n_tests[lens],
+                    "permutations": n_permutations(n_tests[lens]),
                     "n_used": len(self.part.y),
                     "n_total": self.part.n_total,
-                    "n_groups": self.part.n_groups,
-                    "n_folds": self.folds.n_folds,
-                    **_named("spearman", self.estimates[spec]),
-                    **{
-                        name: within_fold(metric, self._scores[spec], self.part.y, self.folds)
-                        for name, metric in metrics.items()
-                    },
-                    **_named("gain_over_final", self._gain(spec, "final")),
-                    **_named("gain_over_baseline", self._gain(spec, baseline)),
-                    "baseline": baseline or "",
                 }
             )
         return rows
 
-    def _gain(self, spec: str, over: str | None) -> Interval:
-        if over is None:
-            return _NAN
-        return interval(paired(self.coefficients[spec], self.coefficients[over]), self._settings.level)
+    def _by_lens(self) -> dict[str, list[str]]:
+        return {lens: [_name(*layer) for layer in self._layers if layer[0] == lens] for lens in self.part.logits}
 
-    def layer_rows(self) -> list[dict[str, Any]]:
-        """Rows of the table of layers."""
-        return [
-            {
-                "criterion": self.part.criterion,
-                "lens": lens,
-                "layer": self._run.layers[index],
-                "layer_index": index,
-                "metric": "spearman",
-                "value": estimate.value,
-                "lo": estimate.lo,
-                "hi": estimate.hi,
-                "n_used": len(self.part.y),
-                "n_total": self.part.n_total,
-            }
-            for (lens, index), estimate in zip(self._layers, self._layer_estimates, strict=True)
-        ]
+    def _layer_columns(self, lens: str, index: int) -> dict[str, Any]:
+        return {
+            "criterion": self.part.criterion,
+            "lens": lens,
+            "layer": self._run.layers[index],
+            "layer_index": index,
+            "metric": "spearman",
+        }
 
     def weight_rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Rows of the table of weights."""
@@ -206,32 +259,74 @@ class Study:
                 )
         return rows
 
-    def human_rows(self) -> list[dict[str, Any]]:
-        """Rows of the table of human lines."""
-        human = np.asarray(self._run.human)[self.part.rows]
-        lines = {"human": human_agreement, "attainable": attainable}
+    def calibration_rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Rows of the table of calibration: means over the repeats, of held-out items."""
+        values = np.asarray(self._run.scale.values, dtype=np.float64)
+        target = targets(self._run.scale.to_value(self._human), values)
         rows = []
-        for line, of in lines.items():
-            found = of(human, "spearman", seed=self._settings.seed)
+        for spec in names:
+            found = self._predicted[spec]
+            errors = {
+                name: float("nan") if found.probs is None else _mean([of(probs, target) for probs in found.probs])
+                for name, of in (("ece", ece), ("brier", brier), ("nll", nll), ("kl", kl))
+            }
             rows.append(
                 {
                     "criterion": self.part.criterion,
-                    "line": line,
-                    "metric": "spearman",
-                    "value": found.value,
-                    "n_used": found.n_used,
+                    "judge": spec,
+                    "lens": self._aggregators[spec].lens,
+                    **errors,
+                    "scale_use": _mean([scale_use(scores, values) for scores in found.scores]),
+                    "human_scale_use": scale_use(self.part.y, values),
+                    "n_used": len(self.part.y),
                     "n_total": self.part.n_total,
                 }
             )
         return rows
 
+    def human_rows(self) -> list[dict[str, Any]]:
+        """Rows of the table of human lines."""
+        lines = {"human": (self._beside.human, self._beside.n_used), "attainable": self._ceiling[:2]}
+        return [
+            {
+                "criterion": self.part.criterion,
+                "line": line,
+                "metric": "spearman",
+                "value": value,
+                "n_used": n_used,
+                "n_total": self.part.n_total,
+            }
+            for line, (value, n_used) in lines.items()
+        ]
+
+    @property
+    def _human(self) -> Float[np.ndarray, "item rater"]:
+        return np.asarray(self._run.human[self.part.rows], dtype=np.float64)
+
+    @cached_property
+    def _ceiling(self) -> HumanLine:
+        return attainable(self._human, seed=self._settings.seed)
+
+    @cached_property
+    def _beside(self) -> BesideRaters:
+        scores = list(self.evidence.scores.values())
+        return beside_raters(scores, self._human, self.folds, seed=self._settings.seed)
+
     def fitted_judges(self, names: Sequence[str]) -> dict[str, FittedJudge]:
         """Judges fitted on all items, with the cross-validated metrics of their recipe."""
         return {
-            spec: artefact(self._run, self.part, self._full[spec], _named("spearman", self.estimates[spec]))
+            spec: artefact(self._run, self.part, self._full[spec], _named("spearman", self.evidence.estimates[spec]))
             for spec in names
             if spec in self._full
         }
+
+
+def _name(lens: str, index: int) -> str:
+    return f"{lens}:{index}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def _named(name: str, estimate: Interval) -> dict[str, float]:
@@ -253,4 +348,5 @@ def artefact(run: RunLike, part: Part, fitted: FittedAggregator, metrics: Mappin
         len(ids),
         {name: None if np.isnan(value) else float(value) for name, value in metrics.items()},
         package_version(),
+        origin_of(run),
     )

@@ -59,7 +59,7 @@ def kind_of(path: Path) -> str:
     name = path.name.removesuffix(".writing")
     if name.startswith("shard-"):
         return "shard"
-    if name.endswith(".partial"):
+    if name.removesuffix(".removed").endswith(".partial"):
         return "partial folder"
     return {"header.h5": "header", "manifest.json": "manifest", "run.h5": "run"}.get(name, "parent folder")
 

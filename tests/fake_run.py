@@ -62,10 +62,15 @@ class FakeRun:
         self.human = np.clip(values.mean() + step * rated, values[0], values[-1]).astype(np.float32)
         self.human_value = self.human.astype(np.float64).mean(axis=1)
         self.groups = np.array([f"g{i // group}" for i in range(n_items)], dtype=object)
+        self.texts: dict[str, str] = {}  # of items that do not have a text of their own
         self.ids = [f"i{i}" for i in range(n_items)]
         self.criteria = [""] * n_items if criteria is None else criteria
         self.path: Path | None = None
         self.judge_hash, self.model_hash, self.readout_hash = "judge", "model", "readout"
+
+    @property
+    def items(self):
+        return [Item(id=name, fields={"response": self.texts.get(name, f"text of {name}")}) for name in self.ids]
 
     def item_logits(self, lens: str):
         return self.logits[lens]

@@ -1,8 +1,6 @@
-"""Agreement metrics against scipy and scikit-learn, ties included, and the human lines against known answers."""
+"""Agreement metrics against scipy and scikit-learn, ties included."""
 
 from __future__ import annotations
-
-import re
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
 from probes import align
-from probes.errors import FitError
 
 pairs = st.integers(3, 40).flatmap(
     lambda n: st.tuples(
@@ -123,52 +120,3 @@ def test_weighted_spearman_in_blocks_is_the_same(monkeypatch):
     whole = align.weighted_spearman(scores, y, weights)
     monkeypatch.setattr(align, "_BLOCK", 350)
     np.testing.assert_array_equal(align.weighted_spearman(scores, y, weights), whole)
-
-
-def raters(n_items, n_raters, noise, seed=0, missing=0.0):
-    rng = np.random.default_rng(seed)
-    scores = rng.normal(size=(n_items, 1)) + noise * rng.normal(size=(n_items, n_raters))
-    scores[rng.random(scores.shape) < missing] = np.nan
-    return scores
-
-
-@pytest.mark.parametrize("n_raters", [2, 3, 4, 5])
-def test_human_lines_reach_their_theoretical_values(n_raters):
-    noise = 1.0
-    human = raters(4000, n_raters, noise)
-    truth = np.sqrt(n_raters / (n_raters + noise**2))  # sqrt of the reliability of the mean
-    found = align.attainable(human, "pearson", n_splits=20)
-    assert found.value == pytest.approx(truth, abs=0.015)
-    # A judge that knows the quality itself reaches it.
-    quality = np.random.default_rng(0).normal(size=(4000, 1))[:, 0]
-    assert align.pearson(quality, human.mean(axis=1)).value == pytest.approx(truth, abs=0.015)
-    others = 1 + noise**2 / (n_raters - 1)
-    assert align.human_agreement(human, "pearson", n_splits=20).value == pytest.approx(
-        1 / np.sqrt((1 + noise**2) * others), abs=0.02
-    )
-
-
-def test_human_lines_leave_out_items_with_one_rater_and_say_so():
-    human = raters(300, 3, 0.5, missing=0.4)
-    enough = int((np.isfinite(human).sum(axis=1) >= 2).sum())
-    for line in (align.attainable, align.human_agreement):
-        found = line(human, n_splits=10)
-        assert (found.n_used, found.n_total) == (enough, 300)
-        assert 0.5 < found.value < 1
-        assert found == line(human, n_splits=10)
-        assert found != line(human, n_splits=10, seed=1)
-        alone = line(human[:, :1])
-        assert np.isnan(alone.value)
-        assert (alone.n_used, alone.n_total) == (0, 300)
-
-
-def test_attainable_of_raters_who_agree_on_nothing_is_zero():
-    human = np.stack([np.arange(20.0), -np.arange(20.0)], axis=1)
-    assert align.attainable(human, n_splits=5).value == 0.0
-    assert np.isnan(align.attainable(np.ones((20, 3)), n_splits=5).value)
-
-
-def test_human_lines_need_a_correlation():
-    message = "no human line for 'mae': choose one of spearman, pearson, kendall"
-    with pytest.raises(FitError, match=f"^{re.escape(message)}$"):
-        align.attainable(np.ones((5, 2)), "mae")

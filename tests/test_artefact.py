@@ -69,8 +69,8 @@ def test_other_models_readouts_scales_and_lenses_are_refused(tmp_path):
     run.path = tmp_path / "other.h5"
     run.model_hash = "another"
     refuses(
-        f"{run.path} is a run of another model than final was fitted on (model_hash another, not model): fit it on "
-        "this model",
+        f"{run.path} has another model than final was fitted on (model_hash another, not model): use that model, or "
+        "fit it on this one",
         judge.score,
         run,
     )

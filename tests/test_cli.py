@@ -285,7 +285,7 @@ def test_ctrl_c_says_how_to_go_on(workspace, capsys, monkeypatch):
 
     monkeypatch.setattr("probes.store.open_run", interrupted)
     assert run("compare", workspace / "run.h5") == 130
-    assert capsys.readouterr().err.strip() == "interrupted; the same command goes on where it stopped"
+    assert capsys.readouterr().err.strip() == "interrupted; the same command starts again, a capture where it stopped"
 
 
 def test_starting_up_loads_nothing_heavy():
@@ -296,7 +296,7 @@ def test_starting_up_loads_nothing_heavy():
     code += "print([m for m in ('torch', 'pandas', 'scipy', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.endswith("[]\n")
-    for command in ("demo", "capture", "fit", "compare", "plot"):
+    for command in ("demo", "capture", "fit", "score", "compare", "plot"):
         assert command in done.stdout
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from probes.aggregate import get_aggregator
-from probes.comparing import DEFAULT_JUDGES, by_layer, compare, fit
+from probes.calibration import ece, kl, scale_use, targets
+from probes.comparing import DEFAULT_JUDGES, by_layer, compare, fit, layer_tests
 from probes.comparison import _verdict
 from probes.errors import FitError
-from probes.protocol import Interval, make_folds
+from probes.intervals import Interval
+from probes.permutation import holm
+from probes.protocol import make_folds
+from probes.scale import Scale
 from tests.fake_run import FakeRun
 
 FAST = {"folds": 3, "repeats": 2, "resamples": 60}
@@ -40,9 +45,11 @@ def test_table_has_a_row_a_judge_with_labels_items_and_intervals(helpful):
     assert tuple(table["judge"]) == DEFAULT_JUDGES
     assert {
         "judge", "lens", "criterion", "labels_used", "n_used", "n_total", "n_groups",
-        "n_folds", "spearman", "spearman_lo",
-        "spearman_hi", "pearson", "kendall", "mae", "qwk", "gain_over_final", "gain_over_final_lo",
-        "gain_over_final_hi", "gain_over_baseline", "gain_over_baseline_lo", "gain_over_baseline_hi", "baseline",
+        "n_folds", "spearman", "spearman_lo", "spearman_hi", "spearman_others", "share_of_ceiling",
+        "pearson", "kendall", "pairwise_accuracy", "mae", "qwk", "gain_over_final",
+        "gain_over_final_lo", "gain_over_final_hi", "gain_over_final_p", "gain_over_baseline",
+        "gain_over_baseline_lo", "gain_over_baseline_hi",
+        "gain_over_baseline_p", "baseline",
     } == set(table.columns)  # fmt: skip
     free = {"vscore", "final", "uniform", "uniform@norm"}
     for _, one in table.iterrows():
@@ -80,7 +87,7 @@ def logits_of(run, lens="norm"):
 def test_layers_agree_with_the_table_and_constant_layers_are_gaps(helpful):
     layers = helpful.by_layer
     assert layers.columns.tolist() == [
-        "criterion", "lens", "layer", "layer_index", "metric", "value", "lo", "hi", "n_used", "n_total",
+        "criterion", "lens", "layer", "layer_index", "metric", "value", "lo", "hi", "band", "n_used", "n_total",
     ]  # fmt: skip
     assert len(layers) == 14
     norm = layers[layers["lens"] == "norm"].set_index("layer")
@@ -122,6 +129,90 @@ def test_human_lines(helpful):
     assert lines.index.tolist() == ["human", "attainable"]
     assert 0.6 < lines.loc["human", "value"] < lines.loc["attainable", "value"] < 1
     assert lines["n_used"].tolist() == [160, 160]
+    table = helpful.table
+    np.testing.assert_allclose(table["share_of_ceiling"], table["spearman"] / lines.loc["attainable", "value"])
+    # Against all raters but one, whose mean is noisier than that of all, every good judge agrees a little less.
+    good = table[table["spearman"] > 0.3]
+    assert (good["spearman_others"].between(good["spearman"] - 0.1, good["spearman"])).all()
+
+
+def test_differences_come_with_the_p_of_a_permutation_test(helpful):
+    table = helpful.table.set_index("judge")
+    assert table["gain_over_final_p"].isna().tolist() == [judge == "final" for judge in table.index]
+    sure = table.loc["logit-ridge"]
+    assert sure["gain_over_final_lo"] > 0
+    # Hardly a permutation comes near, so p is about the smallest that these permutations can give.
+    assert sure["gain_over_final_p"] < 20 / 10_401
+    assert helpful.test("logit-ridge", "final") < 0.001
+    assert helpful.test("final", "logit-ridge") == helpful.test("logit-ridge", "final")
+    unclear = table[(table["gain_over_final_lo"] < 0) & (table["gain_over_final_hi"] > 0)]
+    assert (unclear["gain_over_final_p"] > 0.02).all()
+    refuses(
+        "no judge 'x' in this comparison: it has " + ", ".join(helpful.evidence[""].scores), helpful.test, "x", "final"
+    )
+
+
+def test_layers_are_tested_against_the_last_one_as_a_family_a_lens():
+    run = FakeRun(160, signal=[0, 0, 0.3, 0.6, 1.2, 1.2, 1.2])
+    found = layer_tests(run, **FAST)
+    assert found.columns.tolist() == [
+        "criterion", "lens", "layer", "layer_index", "metric", "difference", "difference_lo", "difference_hi", "p",
+        "p_holm", "n_tests", "permutations", "n_used", "n_total",
+    ]  # fmt: skip
+    norm = found[found["lens"] == "norm"].set_index("layer")
+    assert norm.index.tolist() == ["embed", "1", "2", "3", "4", "5"]
+    assert norm.loc["embed", ["difference", "p", "p_holm"]].isna().all()
+    assert norm["n_tests"].unique().tolist() == [5]
+    assert found[found["lens"] == "raw"].set_index("layer")["n_tests"].unique().tolist() == [6]
+    np.testing.assert_allclose(norm["p_holm"][1:], holm(norm["p"].to_numpy())[1:])
+    assert (norm.loc[["1", "2", "3"], "p_holm"] < 0.05).all()
+    assert (norm.loc[["1", "2", "3"], "difference_hi"] < 0).all()
+    assert (norm.loc[["4", "5"], "p_holm"] > 0.05).all()
+    layers = by_layer(run, **FAST)
+    value = layers[layers["lens"] == "norm"].set_index("layer")["value"]
+    np.testing.assert_allclose(norm["difference"][1:], (value - value["6"])[1:-1])
+    run.lenses = ("raw",)
+    refuses(
+        "layers are tested against the last one under the norm lens, which the run lacks: it has raw", layer_tests, run
+    )
+
+
+def test_a_simultaneous_band_is_wider_around_the_same_values():
+    run = FakeRun(100, signal=HELPFUL)
+    pointwise, band = by_layer(run, **FAST), by_layer(run, band="simultaneous", **FAST)
+    assert (set(pointwise["band"]), set(band["band"])) == ({"pointwise"}, {"simultaneous"})
+    pd.testing.assert_series_equal(pointwise["value"], band["value"])
+    defined = pointwise["value"].notna()
+    assert (band["lo"] < pointwise["lo"])[defined].all()
+    assert (band["hi"] > pointwise["hi"])[defined].all()
+
+
+def test_calibration_is_of_held_out_probabilities_and_counts_labels_used(helpful):
+    table = helpful.calibration.set_index("judge")
+    assert table.columns.tolist() == [
+        "criterion", "lens", "ece", "brier", "nll", "kl", "scale_use", "human_scale_use", "n_used", "n_total",
+    ]  # fmt: skip
+    assert tuple(table.index) == DEFAULT_JUDGES
+    errors = table[["ece", "brier", "nll", "kl"]]
+    numbers = [judge for judge in DEFAULT_JUDGES if judge.endswith("ridge")]
+    assert errors.isna().all(axis=1).tolist() == [judge in numbers for judge in DEFAULT_JUDGES]
+    run = FakeRun(160, signal=HELPFUL)
+    values = np.asarray(run.scale.values)
+    probs = get_aggregator("final").fit(logits_of(run)).predict(logits_of(run)).probs
+    target = targets(run.human, values)
+    assert table.loc["final", "kl"] == pytest.approx(kl(probs, target))
+    assert table.loc["final", "ece"] == pytest.approx(ece(probs, target))
+    assert table["scale_use"].between(0, 1).all()
+    assert table["human_scale_use"].unique() == pytest.approx(scale_use(run.human_value, values))
+    # Raters' scores are mapped onto the labels first.
+    stretched = FakeRun(60, scale="1..5")
+    stretched.human = (stretched.human - 3) * 2
+    stretched.scale = Scale.parse("1..5", "-4..4")
+    pd.testing.assert_frame_equal(
+        compare(stretched, ["final"], **FAST).calibration,
+        compare(FakeRun(60), ["final"], **FAST).calibration,
+        rtol=1e-5,
+    )
 
 
 def test_summary_says_that_other_layers_add(helpful):
@@ -215,7 +306,7 @@ def test_few_groups_and_fewer_folds_are_named():
     found = compare(FakeRun(60, group=15), ["final"], **FAST | {"folds": 5})
     assert found.warnings == [
         "4 folds instead of 5: there are 60 items in 4 groups",
-        "only 4 groups: below 20, intervals are rough and tend to be narrow",
+        "only 4 groups: below 20, intervals and tests are rough",
     ]
 
 
@@ -249,7 +340,8 @@ def test_criteria_are_studies_of_their_own_unless_pooled():
 def test_bad_settings_are_refused():
     run = FakeRun(60)
     refuses("the level of the intervals must lie between 0 and 1, got 95", compare, run, level=95.0)
-    refuses("intervals need at least 1 resample, got 0", by_layer, run, resamples=0)
+    refuses("intervals need at least 2 resamples, got 1", by_layer, run, resamples=1)
+    refuses("no band 'x': choose one of pointwise, simultaneous", by_layer, run, band="x")
     refuses("pass a list of at least one judge, for example ['final', 'lager']", compare, run, "final")
     refuses("pass a list of at least one judge, for example ['final', 'lager']", compare, run, [])
     refuses("no judge 'x' in this comparison: it has final, final-ridge, best-layer, best-layer-ridge",

@@ -142,7 +142,7 @@ def test_a_second_process_is_refused_at_once_and_a_dead_one_is_no_obstacle(boote
         """
         import sys, time
         from pathlib import Path
-        from probes.store.writer import locked
+        from probes.store.lock import locked
         with locked(Path(sys.argv[1])):
             print("locked", flush=True)
             time.sleep(600)
@@ -184,7 +184,7 @@ def test_ctrl_c_stops_after_the_pass_and_says_how_to_go_on(booted, tmp_path, mon
         with pytest.raises(KeyboardInterrupt) as stopped:
             probes.capture(judge, items, path, batch_tokens=60)
     assert len(passes) == 6, "the pass in which the key was pressed is the last one, and it is finished"
-    assert caplog.messages[-1] == "stopping after this pass; press Ctrl-C again to stop at once"
+    assert caplog.messages[-2] == "stopping after this pass; press Ctrl-C again to stop at once"
     with probes.open_run(path) as partial:
         done = int((partial.status == 0).sum())
     assert 0 < done < len(items)

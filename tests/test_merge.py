@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 
 import h5py
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 
 import probes
+from probes.capturing import pipeline
 from probes.capturing.engine import Engine
 from probes.errors import FitError, RunFileError
+from probes.store import disk
 from probes.store import merge as merging
+from probes.store.lock import locked
 from probes.store.merge import merge
 from probes.store.values import Values
 from probes.store.verify import verify
@@ -174,6 +178,56 @@ def test_an_extension_that_was_cut_short_goes_on(booted, tmp_path, monkeypatch, 
     assert run.ids == items.ids
 
 
+def test_an_unfinished_extension_is_never_taken_for_a_leftover(booted, tmp_path, monkeypatch, caplog):
+    judge, items, path = make_judge(booted), tiny.word_items(), tmp_path / "run.h5"
+    probes.capture(judge, items[:5], path).close()
+    with monkeypatch.context() as patch:
+        patch.setattr(RunWriter, "write_run", tiny.interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            probes.capture(judge, items, path, extend=True)
+    probes.capture(judge, items[:5], path).close()
+    assert "run.h5.partial holds an unfinished capture of other items or another judge; it stays" in caplog.text
+    with probes.open_run(f"{path}.partial") as partial:
+        assert partial.ids == items[5:].ids
+    with locked(path):
+        probes.capture(judge, items[:5], path).close()  # needs no lock
+
+
+def test_a_run_that_somebody_else_wrote_meanwhile_is_not_replaced(booted, tmp_path, monkeypatch):
+    judge, items, path = make_judge(booted), tiny.word_items(), tmp_path / "run.h5"
+    probes.capture(judge, items[:5], path).close()
+    original = pipeline.missing_items
+
+    def raced(run, asked, *, extend):
+        missing = original(run, asked, extend=extend)
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "missing_items", original)
+            probes.capture(judge, items[:9], path, extend=True).close()
+        return missing
+
+    monkeypatch.setattr(pipeline, "missing_items", raced)
+    with pytest.raises(RunFileError, match=r"another process wrote .*run.h5 meanwhile; give the same command again"):
+        probes.capture(judge, items, path, extend=True)
+    monkeypatch.undo()
+    assert probes.capture(judge, items, path, extend=True).ids == items.ids
+
+
+def test_what_cannot_be_added_is_refused_before_the_first_pass(booted, tmp_path, counted):
+    judge, items, path = make_judge(booted), tiny.word_items(), tmp_path / "run.h5"
+    probes.capture(judge, items[:5], path, last_positions=3).close()
+    counted.clear()
+    for extend in (True, False):
+        with pytest.raises(RunFileError, match=r"differs in last positions \(3, now 2\)"):
+            probes.capture(judge, items[:5], path, last_positions=2, extend=extend)
+        with pytest.raises(RunFileError, match=r"length limit \(.*, now 10\)"):
+            probes.capture(judge, items[:5], path, last_positions=3, max_tokens=10, extend=extend)
+    with probes.open_run(path) as run:
+        merge([run.select(layers=["2", "3"])], tmp_path / "late.h5").close()
+    with pytest.raises(RunFileError, match="differs in layers"):
+        probes.capture(judge, items, tmp_path / "late.h5", last_positions=3, extend=True)
+    assert not counted
+
+
 # Merging
 
 
@@ -248,16 +302,65 @@ def test_what_does_not_go_together_is_named(tmp_path):
     assert not (tmp_path / "none.h5").exists()
 
 
-def test_an_unfinished_run_and_one_without_any_reading_are_merged(tmp_path):
+def test_a_run_without_any_reading_is_merged_and_an_unfinished_one_is_not(tmp_path):
     a, part = fake(tmp_path / "a.h5"), fake(tmp_path / "b.h5", 3, first=6, finish=False)
     nothing = fake_header(2, items=probes.Items([probes.Item(id=f"n{k}", fields={}) for k in range(2)]))
     with RunWriter.open(tmp_path / "c.h5", nothing, "plan") as writer:
         writer.write_run({})
     with probes.open_run(tmp_path / "c.h5") as empty:
-        run = merge([a, part, empty], tmp_path / "all.h5")
-    assert (run.status == 0).tolist() == [True] * 9 + [False] * 2
+        run = merge([empty, a], tmp_path / "all.h5")
+    assert (run.status == 0).tolist() == [False] * 2 + [True] * 6
     assert np.isnan(run.residual(items=["n0", "n1"])).all()
-    same(run.select(items=part.ids), part, np.arange(3))
+    same(run.select(items=a.ids), a, np.arange(6))
+    with pytest.raises(RunFileError, match="b.h5.partial is unfinished; finish the capture before it is merged"):
+        merge([a, part], tmp_path / "out.h5")
+    with pytest.raises(RunFileError, match="merge takes runs, got 'a.h5'; open it with probes.open_run"):
+        merge(["a.h5"], tmp_path / "out.h5")
+
+
+def test_parts_of_a_selection_are_not_told(tmp_path):
+    a, b = fake(tmp_path / "a.h5"), fake(tmp_path / "b.h5", 3, first=6)
+    both = merge([a, b], tmp_path / "ab.h5")
+    assert "parts" not in merge([both.select(items=["i1", "i7"])], tmp_path / "two.h5").header().attrs
+
+
+def test_one_writer_a_file(tmp_path):
+    a = fake(tmp_path / "a.h5")
+    with locked(tmp_path / "out.h5"), pytest.raises(RunFileError, match="another process is writing"):
+        merge([a], tmp_path / "out.h5")
+    fake(tmp_path / "b.h5", finish=False)
+    with pytest.raises(RunFileError, match="b.h5.partial holds an unfinished capture; finish it, remove it, or choose"):
+        merge([a], tmp_path / "b.h5")
+    assert merge([a], tmp_path / "a.h5", overwrite=True).ids == a.ids
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "b.h5.partial", "out.h5.partial"]
+
+
+def test_ctrl_c_while_a_file_is_written_leaves_nothing_half(tmp_path, monkeypatch):
+    """libhdf5 calls back for every write, and an exception there would be swallowed or crash the process."""
+    a, writes = fake(tmp_path / "a.h5"), [0]
+    monkeypatch.setattr(disk, "watch", lambda moment, action, path: writes.__setitem__(0, writes[0] + 1))
+    merge([a], tmp_path / "whole.h5")
+    total = writes[0]
+    for at in range(1, total, max(1, total // 40)):
+        writes[0] = 0
+
+        def press(moment, action, path, at=at):
+            writes[0] += 1
+            if writes[0] == at:
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(disk, "watch", press)
+        with pytest.raises(KeyboardInterrupt):
+            merge([a], tmp_path / "out.h5")
+        monkeypatch.setattr(disk, "watch", None)
+        left = {path.name for path in tmp_path.iterdir()} - {"a.h5", "whole.h5"}
+        left -= {"out.h5.partial", "out.h5.partial.removed"}  # the next command removes them
+        # Whoever presses when the file has its name already finds it whole.
+        assert left <= {"out.h5"}
+        if left:
+            assert datasets(tmp_path / "out.h5") == datasets(tmp_path / "whole.h5")
+            (tmp_path / "out.h5").unlink()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_compressed_runs_hold_the_same_numbers(tmp_path):
@@ -289,6 +392,8 @@ def test_a_selection_is_a_run_of_some_items(tmp_path, finish):
     np.testing.assert_array_equal(part.human, run.human[[1, 5, 9]])
     assert part.item_hashes == tuple(run.item_hashes[k] for k in (1, 5, 9))
     np.testing.assert_array_equal(part.n_tokens, run.n_tokens[[1, 5, 9]])
+    if not finish:
+        return
     written = merge([part], tmp_path / "part.h5")
     np.testing.assert_array_equal(written.residual(), part.residual())
     assert (written.layers, written.ids, written.item_hashes) == (part.layers, part.ids, part.item_hashes)
@@ -326,7 +431,8 @@ def test_bad_selections_are_one_line(tmp_path):
         ({"items": ["i1", "who"]}, "has no item 'who'"),
         ({"items": [3, 12]}, "has no item number 12; there are 12"),
         ({"items": [True, False]}, "the mask has 2 entries for 12 items"),
-        ({"items": [[1]]}, "give items as a list of numbers or ids"),
+        ({"items": [[1]]}, "give items as a list of whole numbers or as a mask, got [[1]]"),
+        ({"items": [0.9, 1.9]}, "give items as a list of whole numbers or as a mask, got [0.9, 1.9]"),
         ({"layers": [3]}, "has no layer 3; its layers are embed, 1, 2"),
         ({"layers": []}, "no layer is selected"),
     ):
@@ -336,4 +442,12 @@ def test_bad_selections_are_one_line(tmp_path):
         assert str(error.value).startswith(str(run.path))
     with pytest.raises(RunFileError, match="choose readings or items, not both"):
         run.residual(readings=[0], items=[0])
-    assert len(LAYERS) == 3
+    several = fake(run.path.with_name("pairs.h5"), 3, **pair_options(3))
+    for readings, message in (
+        (np.array([False, False, True]), "the mask has 3 entries for 12 readings"),
+        ([12], "has no reading number 12; there are 12"),
+        ([0.5], "give readings as a list of whole numbers or as a mask"),
+    ):
+        with pytest.raises(RunFileError, match=message):
+            several.residual(readings=readings)
+    assert several.residual(readings=[]).shape == (0, len(LAYERS), 4)

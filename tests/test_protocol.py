@@ -13,15 +13,13 @@ from scipy import stats
 from probes import align
 from probes.aggregate import AGGREGATORS, LayerLogits, get_aggregator
 from probes.errors import FitError
+from probes.intervals import interval, mean_over_folds
 from probes.protocol import (
     Folds,
     flatten_constants,
     group_resamples,
-    interval,
     make_folds,
-    mean_over_folds,
     out_of_fold,
-    paired,
     within_fold,
     within_fold_spearman,
 )
@@ -196,7 +194,9 @@ def test_repeats_do_not_shrink_the_interval():
     for repeats in (1, 12):
         folds = make_folds(run.human_value, run.groups, 5, repeats)
         one = np.broadcast_to(scores, (repeats, 100))
-        found = interval(mean_over_folds(within_fold_spearman([one], run.human_value, run.groups, folds, 600, 0))[0])
+        found = interval(
+            mean_over_folds(within_fold_spearman([one], run.human_value, run.groups, folds, 600, 0))[0], 100
+        )
         widths.append(found.hi - found.lo)
     # Independent draws would give about 1 / sqrt(12) = .29; a little is gained by averaging over divisions.
     assert widths[1] > 0.6 * widths[0]
@@ -210,24 +210,9 @@ def test_groups_that_hold_together_widen_the_interval():
     folds = make_folds(y, np.arange(400) // 10, 2, 1)
     widths = []
     for groups in (np.arange(400), np.arange(400) // 10):
-        found = interval(mean_over_folds(within_fold_spearman([scores], y, groups, folds, 400, 0))[0])
+        found = interval(mean_over_folds(within_fold_spearman([scores], y, groups, folds, 400, 0))[0], len(set(groups)))
         widths.append(found.hi - found.lo)
     assert widths[1] > 2 * widths[0]
-
-
-def test_intervals_and_paired_differences():
-    replicates = np.concatenate(([0.5], np.arange(101.0)))
-    found = interval(replicates, 0.9)
-    assert (found.value, found.lo, found.hi) == (0.5, pytest.approx(5), pytest.approx(95))
-    holed = np.array([0.5, np.nan, 1.0, 2.0])
-    assert (interval(holed, 0.5).lo, interval(holed, 0.5).hi) == (1.25, 1.75)
-    nothing = interval(np.array([np.nan, 1.0]))
-    assert np.isnan([nothing.value, nothing.lo, nothing.hi]).all()
-    first = np.array([[0.5, np.nan], [0.7, 0.2]])
-    second = np.array([[0.1, 0.1], [np.nan, 0.1]])
-    np.testing.assert_allclose(paired(first, second), [0.4, 0.1])
-    np.testing.assert_allclose(mean_over_folds(first), [0.6, 0.2])
-    assert np.isnan(mean_over_folds(np.full((2, 1), np.nan))).all()
 
 
 def test_rounding_noise_is_not_ranked():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import probes
-from probes.capturing import pipeline
+from probes.capturing import passes, pipeline
 from probes.capturing.engine import Engine
 from probes.capturing.job import Settings, make_header, prepare
 from probes.errors import RunFileError
@@ -148,8 +148,7 @@ def test_an_unfinished_run_of_another_judge_is_refused(booted, tmp_path, monkeyp
         probes.capture(other, items, path)
     assert str(error.value) == (
         f"{path}.partial holds an unfinished run that differs in judge.template.user, the items or their prompts; "
-        "resume it with the settings it was started with, or start again with overwrite=True "
-        "(--overwrite)"
+        f"resume it with the settings it was started with, or remove {path}.partial to start again"
     )
     assert probes.capture(other, items, path, overwrite=True).judge_hash == other.digest()
 
@@ -180,18 +179,18 @@ def test_corrected_scores_and_groups_are_never_lost(booted, tmp_path, monkeypatc
     assert run.items.raters == "identity"
     np.testing.assert_array_equal(run.human, regrouped(items).human)
     with pytest.raises(
-        RunFileError, match=r"raters \(identity, now slots\), the human scores, .* of 20 items \(first 'calm'\)"
+        RunFileError, match=r"raters \(\"identity\", now \"slots\"\), the human scores, .* of 20 items \(first 'calm'\)"
     ):
         probes.capture(judge, items, path)
 
 
 def test_writing_beside_the_computation_keeps_order_and_errors():
     done: list[int] = []
-    with pipeline._Background(threaded=True) as background:
+    with passes.Background(threaded=True) as background:
         for number in range(5):
             background.run(done.append, number)
     assert done == list(range(5))
-    with pytest.raises(OSError, match="disk full"), pipeline._Background(threaded=True) as background:  # noqa: PT012
+    with pytest.raises(OSError, match="disk full"), passes.Background(threaded=True) as background:  # noqa: PT012
         background.run(lambda: (_ for _ in ()).throw(OSError("disk full")))
         background.run(done.append, 5)
     assert done == list(range(5))

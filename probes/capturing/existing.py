@@ -49,10 +49,15 @@ def missing_items(run: Run, asked: Header, *, extend: bool) -> Int[np.ndarray, "
 
 
 def _settings(header: Header, *, lenses: bool) -> dict[str, Any]:
+    config = header.attrs.get("config", {})
     settings: dict[str, Any] = {
         "judge": header.attrs.get("judge") or header.attrs["judge_hash"],
         "extra readings": list(header.extras),
         "type of the residuals": header.residual_dtype or "none",
+        "layers": list(header.layers),
+        "raters": header.items.raters,
+        "last positions": config.get("extras", {}).get("last_positions", 0),
+        "length limit": config.get("max_tokens"),
     }
     return settings | ({"lenses": sorted(header.lenses)} if lenses else {})
 
@@ -66,8 +71,6 @@ def _changed(run: Run, asked: Header, known: list[int], places: list[int]) -> li
     prompts = [asked.items[k].id for k, p in zip(known, places, strict=True) if asked.item_hashes[k] != hashes[p]]
     if prompts:
         found.append(f"the prompts of {len(prompts)} items (first {prompts[0]!r})")
-    if there.raters != asked.items.raters:
-        found.append(f"raters ({there.raters}, now {asked.items.raters})")
     width = max(there.n_raters, asked.items.n_raters)
     texts = [
         asked.items[k].id

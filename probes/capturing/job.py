@@ -119,6 +119,8 @@ def prepare(judge: Judge, items: Items, settings: Settings, path: Path | None = 
         ProbesError: An extra reading does not go with the judge's condition.
     """
     check_lenses(settings.lenses)
+    if not settings.lenses and not settings.residuals:
+        raise ProbesError("with neither a lens nor residuals nothing would be stored; choose one of them")
     if judge.decoding and (settings.extras.last_positions or settings.extras.response_mean):
         raise ProbesError(
             "last_positions and response_mean are read in the condition direct only; leave them out, or capture the "

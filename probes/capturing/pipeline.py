@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from probes.capturing.checking import readout_deviation
-from probes.capturing.ctrl_c import CtrlC
 from probes.capturing.engine import Extras
 from probes.capturing.existing import missing_items
-from probes.capturing.generation import Generator
 from probes.capturing.job import Job, Settings, make_header, prepare
-from probes.capturing.runner import Runner
-from probes.capturing.support import logit_tolerance
-from probes.errors import ModelError, RunFileError
+from probes.capturing.passes import run_passes
+from probes.errors import RunFileError
 from probes.lens import LENSES
-from probes.progress import progress
 from probes.store import disk
 from probes.store.format import Status
+from probes.store.lock import locked, remove_leftover
 from probes.store.merge import write_run
 from probes.store.opening import open_run
-from probes.store.shard_writer import ShardData
 from probes.store.shards import partial_folder
-from probes.store.writer import RunWriter, locked, remove_folder
+from probes.store.writer import RunWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from concurrent.futures import Future
+    from collections.abc import Sequence
 
-    from probes.capturing.runner import PassRows
     from probes.items import Items
     from probes.judge import Judge
     from probes.store.run import Run
@@ -105,6 +96,7 @@ def capture(
     settings = Settings(lenses, residuals, extras, batch_tokens, max_tokens, share_prefix)
     if extend and overwrite:
         raise RunFileError("extend adds to a run and overwrite replaces it; choose one of them")
+    before = disk.state_of(path)
     job = prepare(judge, items, settings, None if overwrite else path)
     base = None
     if path.exists() and not overwrite:
@@ -113,7 +105,7 @@ def capture(
             missing = missing_items(base, make_header(job), extend=extend)
             lenses = tuple(dict.fromkeys([*base.attr("lenses"), *lenses]))
             if not len(missing):
-                return _relensed(base, lenses, compress=compress)
+                return _relensed(base, lenses, before, compress=compress)
             logger.info("%s holds %d of %d items already", path, len(items) - len(missing), len(items))
             if len(missing) < len(items) or lenses != tuple(settings.lenses):
                 job = prepare(judge, items.select(missing), replace(settings, lenses=lenses), path)
@@ -121,7 +113,7 @@ def capture(
             base.close()
             raise
     try:
-        _capture(job, path, base, restart=overwrite, compress=compress, show_progress=show_progress)
+        _capture(job, path, base, before, restart=overwrite, compress=compress, show_progress=show_progress)
     finally:
         if base is not None:
             base.close()
@@ -131,148 +123,44 @@ def capture(
 
 
 def _capture(
-    job: Job, path: Path, base: Run | None, *, restart: bool, compress: bool, show_progress: bool | None
+    job: Job,
+    path: Path,
+    base: Run | None,
+    before: disk.State,
+    *,
+    restart: bool,
+    compress: bool,
+    show_progress: bool | None,
 ) -> None:
     """Capture what is missing, and write the run file."""
     # The shards, the file that they become, and the file that it replaces are there at the same time.
     there = sum(file.stat().st_size for file in partial_folder(path).glob("*.h5"))
     with disk.failures_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(path.parent)
     disk.check_space(path, 2 * job.n_bytes + (0 if base is None else path.stat().st_size) - there)
     with RunWriter.open(path, make_header(job), job.plan.digest(), restart=restart) as writer:
-        if job.sharing_note:
-            logger.info("prompts are computed whole: %s", job.sharing_note)
+        disk.check_unchanged(path, before)
         try:
-            _run_shards(job, writer, show_progress)
+            run_passes(job, writer, show_progress=show_progress)
             final = max((entry["deviation"] for entry in writer.finished.values()), default=0.0)
             attrs = {"deviations": {**writer.notes, "final_logits": final}}
             writer.write_run(attrs, base=base, compress=compress)
-        except torch.OutOfMemoryError as error:
-            longest = int(job.table.tokens.lengths.max())
-            reason = str(error).splitlines()[0]
-            raise ModelError(
-                f"one prompt does not fit into memory (the longest has {longest} tokens): {reason}; "
-                "use a smaller dtype, more devices (device_map), or max_tokens to leave long prompts out"
-            ) from error
         except disk.WriteFailed as error:
-            raise disk.WriteFailed(f"{error}; {_kept(job, writer)}") from error
+            raise disk.WriteFailed(f"{error}; {writer.kept}") from error
 
 
-def _kept(job: Job, writer: RunWriter) -> str:
-    """What a stopped capture leaves behind."""
-    done = sum(entry["rows"] for entry in writer.finished.values())
-    return f"{done} of {job.n_readings} readings are kept in {writer.folder}, and the same command goes on from there"
-
-
-def _relensed(run: Run, lenses: tuple[str, ...], *, compress: bool) -> Run:
+def _relensed(run: Run, lenses: tuple[str, ...], before: disk.State, *, compress: bool) -> Run:
     """A run that lacks no item, with these lenses."""
     path = run.path
     if lenses == tuple(run.attr("lenses")):
         logger.info("%s is captured already", path)
     else:
         with run, locked(path):
+            disk.check_unchanged(path, before)
             write_run([run], path, lenses=lenses, compress=compress)
         run = open_run(path)
-    if partial_folder(path).is_dir():
-        with locked(path):  # what a process left that was killed just after it had written the run
-            remove_folder(partial_folder(path))
+    remove_leftover(run)
     return run
-
-
-def _run_shards(job: Job, writer: RunWriter, show_progress: bool | None) -> None:
-    plan = job.plan
-    finished = writer.finished
-    todo = [number for number in range(len(plan.shards)) if number not in finished]
-    if not todo:
-        return
-    if finished:
-        done = sum(entry["rows"] for entry in finished.values())
-        logger.info("resuming: %d of %d readings are captured already", done, job.n_readings)
-    runner = Runner(job, writer)
-    total = sum(len(plan.rows(shard)) for shard in todo)
-    with (
-        CtrlC() as ctrl_c,
-        _Background(threaded=runner.engine.device.type != "cpu") as background,
-        runner.ready(),
-        progress("capturing", total, "prompts", enabled=show_progress) as advance,
-    ):
-        source = Generator(job, runner) if job.judge.decoding else runner
-        for number in todo:
-            shard = writer.open_shard(number, job.readings(plan.rows(number)))
-            for found in source.run_shard(number):
-                background.run(shard.add, _shard_data(job, found))
-                advance(len(found.prompts))
-                if ctrl_c.pressed:
-                    break
-            else:
-                background.run(writer.close_shard, number, shard)
-            if ctrl_c.pressed:
-                background.wait()
-                raise KeyboardInterrupt(f"stopped after a pass; {_kept(job, writer)}")
-
-
-class _Background:
-    """Writes one pass while a GPU computes the next, and no more, so that memory stays bounded.
-
-    On a CPU, which the model keeps busy, writing at once costs as much time and less memory.
-    """
-
-    def __init__(self, *, threaded: bool) -> None:
-        self._threaded = threaded
-
-    def __enter__(self) -> _Background:
-        self._pool = ThreadPoolExecutor(1)
-        self._last: Future[None] | None = None
-        return self
-
-    def run(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Do this next; waits for what came before, and raises what went wrong there."""
-        if not self._threaded:
-            work(*arguments)
-            return
-        self.wait()
-        self._last = self._pool.submit(work, *arguments)
-
-    def wait(self) -> None:
-        """Wait for what was begun, and raise what went wrong there."""
-        if self._last is not None:
-            self._last.result()
-
-    def __exit__(self, kind: object, *error: object) -> None:
-        self._pool.shutdown()
-        if kind is None:
-            self.wait()
-
-
-def _shard_data(job: Job, found: PassRows) -> ShardData:
-    """Lenses applied, and every row without finite numbers marked."""
-    readout, result = job.judge.readout, found.result
-    deviation = readout_deviation(job.judge, result)
-    largest = np.nanmax(np.abs(result.token_logits), initial=0.0, where=np.isfinite(result.token_logits))
-    if deviation > (allowed := logit_tolerance(job.judge.dtype, float(largest))):
-        logger.warning(
-            "the norm lens at the last layer misses the model's own logits by %.2g (allowed %.2g); the run records it",
-            deviation,
-            allowed,
-        )
-    logits = {lens: readout.score_logits(result.residual, lens) for lens in job.settings.lenses}
-    finite = np.isfinite(result.residual).all(axis=(1, 2)) & np.isfinite(result.token_logits).all(axis=1)
-    for values in logits.values():
-        finite &= np.isfinite(values).all(axis=(1, 2))
-    status = found.status.copy()
-    status[(status == Status.OK) & ~finite] = Status.NON_FINITE
-    return ShardData(
-        rows=job.readings(found.prompts),
-        status=status,
-        residual=result.residual if job.settings.residuals else None,
-        score_logits=logits,
-        final_mass=result.final_mass,
-        deviation=deviation,
-        extras=result.extras,
-        position=found.position,
-        generated=found.generated,
-        texts=found.texts,
-    )
 
 
 def _report(run: Run) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from probes.capturing.job import Job
-    from probes.store.writer import RunWriter
+    from probes.capturing.sink import Sink
 
 logger = logging.getLogger(__name__)
 
@@ -55,16 +55,16 @@ class Runner:
 
     Args:
         job: Judge, prompts and plan.
-        writer: Keeps the decisions of the first pass, so that a resumed run keeps to them.
+        sink: Keeps the decisions of the first pass, so that a resumed run keeps to them.
     """
 
-    def __init__(self, job: Job, writer: RunWriter) -> None:
+    def __init__(self, job: Job, sink: Sink) -> None:
         self._job = job
         self._judge = job.judge
         self._plan = job.plan
         self._prompts = job.table.tokens
         self._spans = None if job.table.spans is None else job.table.spans.tolist()
-        self._writer = writer
+        self._sink = sink
         self.engine = Engine(job.judge.bridge, job.judge.readout, job.settings.extras)
         self.way = Way("single", "bridge")
         # Passes that the check has computed already, in the way that was chosen.
@@ -73,8 +73,8 @@ class Runner:
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
         """Choose the fastest way that gives the same states, and keep the model in it for the time of a block."""
-        notes = self._writer.notes or choose(self, self._job)
-        self._writer.write_notes(notes)
+        notes = self._sink.notes or choose(self, self._job)
+        self._sink.write_notes(notes)
         with self.going(Way(notes["layout"], notes["attention"])):
             yield
 
@@ -114,13 +114,13 @@ class Runner:
     @property
     def notes(self) -> dict[str, Any]:
         """What was decided on the first pass."""
-        return self._writer.notes
+        return self._sink.notes
 
     def fall_back(self, reason: str, **changes: Any) -> None:
         """Write down another decision, and why."""
         logger.warning("%s; falling back", reason)
-        notes = self._writer.notes
-        self._writer.write_notes(notes | changes | {"fallback": [*notes["fallback"], reason]})
+        notes = self._sink.notes
+        self._sink.write_notes(notes | changes | {"fallback": [*notes["fallback"], reason]})
 
     def _batches(self, rows: Sequence[int]) -> list[Sequence[int]]:
         """Rows in order of falling length, cut where padded rows would exceed the budget of a pass."""

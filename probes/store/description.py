@@ -13,7 +13,7 @@ from probes.lens import LENSES, Readout
 from probes.scale import Scale
 from probes.store.header import read_attr, read_items, read_readout
 from probes.store.readings import Readings, Status
-from probes.store.values import Selection, Values
+from probes.store.values import Selection, Values, damage_named
 from probes.token_table import TokenTable
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Description:
             f"{len(self.layers)} layers, scale {self.scale}, lenses {', '.join(self.lenses)})"
         )
 
+    @damage_named
     def attr(self, name: str) -> Any:
         """A root attribute; JSON is parsed."""
         if name not in self._file.attrs:
@@ -87,16 +88,19 @@ class Description:
         return LENSES
 
     @cached_property
+    @damage_named
     def scale(self) -> Scale:
         """The judge's scale."""
         return Scale.from_dict(self.attr("scale"))
 
     @cached_property
+    @damage_named
     def readout(self) -> Readout:
         """Final norm and output rows of the score tokens."""
         return read_readout(self._file)
 
     @cached_property
+    @damage_named
     def items(self) -> Items:
         """The items, in order."""
         items = read_items(self._file)
@@ -173,12 +177,14 @@ class Description:
         return self._values.readings("position")
 
     @property
+    @damage_named
     def token_ids(self) -> list[Int[np.ndarray, " position"]]:
         """Prompt tokens of every reading; readings of the same prompt share one array."""
         prompts = TokenTable(self._file["prompts/token_ids/values"][:], self._file["prompts/token_ids/offsets"][:])
         return [prompts[int(number)] for number in self._values.readings("prompt")]
 
     @cached_property
+    @damage_named
     def n_tokens(self) -> Int[np.ndarray, " reading"]:
         """Prompt length of every reading."""
         lengths = np.diff(self._file["prompts/token_ids/offsets"][:])

@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,6 +57,8 @@ def failures_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:
+            raise  # what h5py says about a file that it reads
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         advice = "free some space" if full else "check the disk and its permissions"
         name = str(error.filename or path).removesuffix(".writing")
@@ -119,13 +123,43 @@ class _File:
 
 @contextmanager
 def h5_file(path: Path, mode: Literal["w", "r+"]) -> Iterator[h5py.File]:
-    """Open an HDF5 file for writing; an ``OSError`` of the disk is raised when it is closed, never in between."""
-    with path.open("w+b" if mode == "w" else "r+b", buffering=0) as file:
+    """Open an HDF5 file for writing.
+
+    What goes wrong on the way, an ``OSError`` of the disk or Ctrl-C, is raised when the file is closed: libhdf5 calls
+    back into Python for every write, and does not survive an exception there.
+    """
+    with _held_interrupts(), path.open("w+b" if mode == "w" else "r+b", buffering=0) as file:
         raw = _File(path, file)
         with h5py.File(raw, mode) as opened:
             yield opened
         if raw.error is not None:
             raise raw.error
+
+
+_pressed: list[bool] = []
+
+
+@contextmanager
+def _held_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C until the end of a block. Signals reach the main thread only, so elsewhere nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: _pressed.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if _pressed:
+            _pressed.clear()
+            signal.raise_signal(signal.SIGINT)
+
+
+def stop_if_interrupted() -> None:
+    """Let a long write end where libhdf5 is not in the midst of anything."""
+    if _pressed:
+        _pressed.clear()
+        raise KeyboardInterrupt
 
 
 def write_at(file: FileIO, path: Path, data: memoryview, offset: int) -> None:
@@ -184,6 +218,28 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+State = tuple[int, int, int] | None
+
+
+def state_of(path: Path) -> State:
+    """What changes when a file is replaced; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(path: Path, before: State) -> None:
+    """Refuse to replace a file that is not the one that was looked at.
+
+    Raises:
+        RunFileError: Somebody else wrote it meanwhile.
+    """
+    if state_of(path) != before:
+        raise RunFileError(f"another process wrote {path} meanwhile; give the same command again")
 
 
 def check_space(path: Path, n_bytes: int) -> None:

@@ -113,7 +113,9 @@ def check_format(file: h5py.File, path: Path) -> None:
     """Refuse a file that is no run, or a run that only a later version reads."""
     if file.attrs.get("format") != FORMAT:
         raise RunFileError(f"{path} is an HDF5 file but not a run; give a file that `probes capture` wrote")
-    version = int(file.attrs["format_version"])
+    version = file.attrs.get("format_version")
+    if not isinstance(version, np.integer):
+        raise RunFileError(f"{path} is damaged: its format_version is no number; `probes verify` names what is wrong")
     if version > FORMAT_VERSION:
         raise RunFileError(
             f"{path} has format version {version}, this package reads up to {FORMAT_VERSION}; upgrade probes"

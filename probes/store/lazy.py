@@ -90,6 +90,9 @@ class _Rows(BackendArray):
         self._layer_axis = layer_axis
         self._read = read
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Rows:
+        return self  # a view of a file; there is nothing to copy
+
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._outer)
 

@@ -22,7 +22,9 @@ from probes.lens import check_lenses
 from probes.store import disk
 from probes.store.format import CHUNK_BYTES, blank, raw_bytes, write_array
 from probes.store.header import Header, join_headers, write_header
+from probes.store.lock import locked, remove_folder
 from probes.store.opening import open_run
+from probes.store.run import Run
 from probes.store.structure import attributes_digest
 from probes.store.values import layer_axis
 
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import h5py
-
-    from probes.store.run import Run
 
 # Readings are copied in blocks of at most so many bytes.
 _BLOCK_BYTES = 32 << 20
@@ -63,15 +63,27 @@ def merge(
         RunFileError: The runs do not go together (every difference is named), the file exists, or the disk is full.
     """
     out = Path(out)
-    if out.exists() and not overwrite:
-        raise RunFileError(f"{out} exists; choose another path, or overwrite=True (--overwrite) to replace it")
     if not runs:
         raise RunFileError("there is nothing to merge; give at least one run")
+    for run in runs:
+        if not isinstance(run, Run):
+            raise RunFileError(f"merge takes runs, got {run!r}; open it with probes.open_run")
+        if not run.is_complete:
+            raise RunFileError(f"{run.path} is unfinished; finish the capture before it is merged")
     if lenses is not None:
         check_lenses(lenses)
     with disk.failures_named(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    write_run(runs, out, lenses=lenses, compress=compress)
+        disk.make_folder(out.parent)
+    # The lock is that of a capture, so that neither gets into the way of the other.
+    with locked(out) as folder:
+        if (folder / "manifest.json").exists():
+            raise RunFileError(f"{folder} holds an unfinished capture; finish it, remove it, or choose another path")
+        try:
+            if out.exists() and not overwrite:
+                raise RunFileError(f"{out} exists; choose another path, or overwrite=True (--overwrite) to replace it")
+            write_run(runs, out, lenses=lenses, compress=compress)
+        finally:
+            remove_folder(folder)
     return open_run(out)
 
 
@@ -98,12 +110,12 @@ def write_run(
     headers = [run.header() for run in runs]
     headers[-1] = replace(headers[-1], attrs=headers[-1].attrs | dict(attrs or {}))
     _check_compatible(runs, headers)
-    lenses = tuple(lenses or headers[0].lenses)
+    lenses = tuple(dict.fromkeys(lenses or headers[0].lenses))
     joined = replace(join_headers(headers, _joined_attrs(headers)), lenses=lenses)
     for run in runs:
         if missing := [lens for lens in lenses if lens not in run.lenses]:
             raise RunFileError(f"{run.path} holds neither the lens {missing[0]!r} nor residuals; leave that lens out")
-    disk.check_space(out, sum(_size(run.path) for run in runs))
+    disk.check_space(out, _size(runs, joined))
     temporary = out.with_name(f"{out.name}.writing")
     with disk.failures_named(out):
         try:
@@ -118,9 +130,21 @@ def write_run(
             raise
 
 
-def _size(path: Path) -> int:
-    files = path.glob("*.h5") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)
+def _size(runs: Sequence[Run], header: Header) -> int:
+    """About as many bytes as the file will take, uncompressed."""
+    n_bytes = 8 * len(header.token_ids.values) + 200 * len(header.items)
+    n_bytes += sum(len(text) for item in header.items for text in item.fields.values())
+    for run in runs:
+        for name in _names(header) if "final_mass" in run else ():
+            like = run.stored(name, np.arange(0))
+            n_bytes += len(run.status) * _nbytes(like.shape[1:], like.dtype)
+    return n_bytes
+
+
+def _names(header: Header) -> list[str]:
+    """Datasets below ``/capture``."""
+    residual = ["residual"] if header.residual_dtype else []
+    return [*residual, *(f"score_logits/{lens}" for lens in header.lenses), "final_mass", *header.extras]
 
 
 def _check_compatible(runs: Sequence[Run], headers: Sequence[Header]) -> None:
@@ -150,6 +174,7 @@ def _identity(header: Header) -> dict[str, Any]:
         "layers": list(header.layers),
         "extras": list(header.extras),
         "residual_dtype": header.residual_dtype,
+        "last positions": attrs.get("config", {}).get("extras", {}).get("last_positions", 0),
         "raters": header.items.raters,
     }
     if header.items.raters == "identity":
@@ -160,12 +185,17 @@ def _identity(header: Header) -> dict[str, Any]:
 def _joined_attrs(headers: Sequence[Header]) -> dict[str, Any]:
     """Root attributes of the result: those of the first run, and what every part says about itself."""
     attrs = {"deviations": {}} | headers[0].attrs  # an unfinished run does not know them yet
-    if len(headers) == 1 and "parts" not in attrs:
+    if len(headers) == 1:
+        if sum(part["n_items"] for part in attrs.get("parts", [])) != len(headers[0].items):
+            attrs.pop("parts", None)  # of a selection nobody knows which part its items are from
         return attrs
     parts: list[dict[str, Any]] = []
     for header in headers:
         own = {name: header.attrs.get(name) for name in ("created", "config", "versions", "deviations")}
-        parts += header.attrs.get("parts") or [own | {"n_items": len(header.items)}]
+        known = header.attrs.get("parts", [])
+        if sum(part["n_items"] for part in known) != len(header.items):
+            known = []  # of a selection nobody knows which part its items are from
+        parts += known or [own | {"n_items": len(header.items)}]
     attrs["parts"] = parts
     worst = max(float((part["deviations"] or {}).get("final_logits", 0.0)) for part in parts)
     attrs["deviations"] = dict(attrs.get("deviations") or {}) | {"final_logits": worst}
@@ -178,8 +208,7 @@ def _write_numbers(file: h5py.File, runs: Sequence[Run], header: Header, *, comp
     known = [run for run in runs if "final_mass" in run]
     if not known:
         return
-    names = [f"score_logits/{lens}" for lens in header.lenses] + ["final_mass", *header.extras]
-    for name in [*(["residual"] if header.residual_dtype else []), *names]:
+    for name in _names(header):
         like = known[0].stored(name, np.arange(0))
         shape = (len(header.status), *like.shape[1:])
         chunks = _chunks(shape, like.dtype.itemsize, layer_axis(name))
@@ -260,6 +289,7 @@ def _write_blocks(
     dataset = file.create_dataset(name, shape, dtype, track_times=False, **options)
     sha, start = hashlib.sha256(), 0
     for block in blocks:
+        disk.stop_if_interrupted()
         dataset[start : start + len(block)] = block
         sha.update(raw_bytes(block))
         start += len(block)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from probes.errors import RunFileError
 from probes.store.format import check_format
 from probes.store.run import Run
-from probes.store.safety import open_checked
+from probes.store.safety import DAMAGE, one_line, open_checked
 from probes.store.shards import ShardReader, partial_folder, shard_name
 from probes.store.untrusted import check_untrusted
 
@@ -28,7 +29,13 @@ def open_run(path: str | Path, *, trusted: bool = True) -> Run:
     if not path.exists() and partial_folder(path).is_dir():
         path = partial_folder(path)
     if path.is_dir() and trusted:
-        return open_partial(path, some=True)
+        try:
+            return open_partial(path, some=True)
+        except RunFileError:
+            whole = path.with_name(path.name.removesuffix(".partial"))
+            if path.exists() or not whole.is_file():
+                raise
+            path = whole  # the capture has just finished
     if not trusted:
         check_untrusted(path)
     file = open_checked(path)
@@ -50,10 +57,7 @@ def open_partial(folder: Path, *, some: bool = False) -> Run:
     Raises:
         RunFileError: It is no such folder, or damaged.
     """
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        raise RunFileError(f"{folder} is not a run: it has no manifest.json; give a run.h5 or its .partial folder")
-    finished = sorted(int(number) for number in json.loads(manifest.read_text(encoding="utf-8"))["shards"])
+    finished = sorted(int(number) for number in read_manifest(folder)["shards"])
     file = open_checked(folder / "header.h5")
     try:
         check_format(file, folder)
@@ -64,3 +68,25 @@ def open_partial(folder: Path, *, some: bool = False) -> Run:
         file.close()
         raise
     return Run(folder, file, shards)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an unfinished run.
+
+    Raises:
+        RunFileError: It is missing or damaged.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(manifest[name], dict) for name in ("run", "notes", "shards")):
+            raise ValueError("it does not say what was begun")
+        for number, entry in manifest["shards"].items():
+            int(number), int(entry["rows"]), str(entry["sha256"])
+    except FileNotFoundError:
+        raise RunFileError(
+            f"{folder} is not a run: it has no manifest.json; give a run.h5 or its .partial folder"
+        ) from None
+    except (OSError, *DAMAGE) as error:
+        raise RunFileError(f"{path} is damaged ({one_line(error)}); resume the capture") from None
+    return dict(manifest)

@@ -14,8 +14,8 @@ from probes.lens import LENSES
 from probes.store.description import Description
 from probes.store.format import EXTRAS
 from probes.store.header import Header, read_header
-from probes.store.selecting import Choice, Some, chosen_items, chosen_layers
-from probes.store.values import Selection, Values
+from probes.store.selecting import Choice, Some, chosen_items, chosen_layers, chosen_numbers, one_layer
+from probes.store.values import Selection, Values, damage_named
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,8 @@ class Run(Description):
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
+        if self._selection is None:  # a selection shares the file of its run, which stays open
+            self.close()
 
     @cached_property
     def final_mass(self) -> Float[np.ndarray, " reading"]:
@@ -170,6 +171,8 @@ class Run(Description):
     ) -> Run:
         """Items that satisfy all conditions, and layers, as a run; no numbers are read before they are asked for.
 
+        Items and layers are in the order of this run, each once, whatever the order in which they are named.
+
         Args:
             items: Numbers, a boolean mask or ids.
             split: Value of the split, or several.
@@ -219,6 +222,7 @@ class Run(Description):
         """
         return [bytes(text).decode() for text in self.generated("generation/text")]
 
+    @damage_named
     def header(self) -> Header:
         """Everything but the numbers, in one object."""
         header = read_header(self._file)
@@ -278,9 +282,8 @@ class Run(Description):
             return np.concatenate([order[start:stop] for start, stop in zip(first, last, strict=True)])
         if readings is None:
             return None
-        rows = np.asarray(readings)
-        return np.flatnonzero(rows) if rows.dtype == bool else rows
+        return chosen_numbers(readings, len(self.status), "reading", self.path)
 
     def _decoded(self, name: str, rows: np.ndarray | None, layer: str | int | None) -> np.ndarray:
-        number = None if layer is None else int(chosen_layers(self, layer)[0])
+        number = None if layer is None else one_layer(self, layer)
         return self._values.numbers(name, rows, number, decode=True)

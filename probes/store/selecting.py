@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from probes.errors import RunFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from probes.store.description import Description
 
@@ -35,12 +37,14 @@ def chosen_items(
         RunFileError: There is no such item or value, or nothing is left.
     """
     n_items = run.n_items
-    numbers = np.arange(n_items) if items is None else _numbers(run, items)
+    numbers = np.arange(n_items) if items is None else _item_numbers(run, items)
     if not ordered:
         numbers = np.unique(numbers)
     for name, wanted in labels.items():
         if wanted is None:
             continue
+        if not isinstance(wanted, (str, Sequence, set, frozenset, np.ndarray)):
+            raise RunFileError(f"{run.path}: give {name} as a text or a list of texts, got {wanted!r}")
         values = {wanted} if isinstance(wanted, str) else set(wanted)
         column = np.array([getattr(item, name) for item in run.items], dtype=np.object_)
         if unknown := sorted(values - set(column)):
@@ -53,24 +57,47 @@ def chosen_items(
     return numbers
 
 
-def _numbers(run: Description, items: Some) -> Int[np.ndarray, " item"]:
+def _item_numbers(run: Description, items: Some) -> Int[np.ndarray, " item"]:
     chosen = np.asarray(items)
-    n_items = run.n_items
-    if chosen.ndim != 1:
-        raise RunFileError(f"{run.path}: give items as a list of numbers or ids, or as a mask, got {items!r}")
-    if chosen.dtype == bool:
-        if len(chosen) != n_items:
-            raise RunFileError(f"{run.path}: the mask has {len(chosen)} entries for {n_items} items")
-        return np.flatnonzero(chosen)
-    if chosen.dtype.kind in "OSU" and len(chosen):
+    if chosen.dtype.kind in "OSU" and chosen.ndim == 1 and len(chosen):
         place = {name: number for number, name in enumerate(run.ids)}
         if unknown := [name for name in chosen.tolist() if name not in place]:
             raise RunFileError(f"{run.path} has no item {unknown[0]!r}")
         return np.array([place[name] for name in chosen.tolist()])
-    numbers = chosen.astype(np.int64)
-    if outside := [int(number) for number in numbers if not -n_items <= number < n_items]:
-        raise RunFileError(f"{run.path} has no item number {outside[0]}; there are {n_items}")
-    return np.where(numbers < 0, numbers + n_items, numbers)
+    return chosen_numbers(items, run.n_items, "item", run.path)
+
+
+def chosen_numbers(chosen: Some, n_all: int, what: str, path: Path) -> Int[np.ndarray, " chosen"]:
+    """Numbers of items or readings, from numbers or a boolean mask.
+
+    Raises:
+        RunFileError: The mask has another length, or there is no such number.
+    """
+    given = np.asarray(chosen)
+    if given.ndim == 1 and not len(given):
+        return np.empty(0, dtype=np.int64)
+    if given.ndim != 1 or given.dtype.kind not in "biu":
+        raise RunFileError(f"{path}: give {what}s as a list of whole numbers or as a mask, got {chosen!r}")
+    if given.dtype == bool:
+        if len(given) != n_all:
+            raise RunFileError(f"{path}: the mask has {len(given)} entries for {n_all} {what}s")
+        return np.flatnonzero(given)
+    numbers = given.astype(np.int64)
+    outside = numbers[(numbers < -n_all) | (numbers >= n_all)]
+    if len(outside):
+        raise RunFileError(f"{path} has no {what} number {outside[0]}; there are {n_all}")
+    return np.where(numbers < 0, numbers + n_all, numbers)
+
+
+def one_layer(run: Description, layer: str | int) -> int:
+    """Position of one layer on the layer axis.
+
+    Raises:
+        RunFileError: There is no such layer, or several are given.
+    """
+    if not isinstance(layer, (str, Integral)):
+        raise RunFileError(f"{run.path}: layer takes one name, got {layer!r}; run.select(layers=...) takes several")
+    return int(chosen_layers(run, layer)[0])
 
 
 def chosen_layers(run: Description, layers: Sequence[str | int] | str | int) -> Int[np.ndarray, " layer"]:
@@ -79,7 +106,9 @@ def chosen_layers(run: Description, layers: Sequence[str | int] | str | int) -> 
     Raises:
         RunFileError: There is no such layer.
     """
-    names = [layers] if isinstance(layers, (str, int)) else list(layers)
+    if not isinstance(layers, (str, Integral, Sequence, np.ndarray)):
+        raise RunFileError(f"{run.path}: give layers as names, such as 'embed' and 12, got {layers!r}")
+    names = [layers] if isinstance(layers, (str, Integral)) else list(layers)
     for name in names:
         if str(name) not in run.layers:
             raise RunFileError(f"{run.path} has no layer {name!r}; its layers are {_shown(run.layers)}")

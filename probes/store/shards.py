@@ -153,4 +153,7 @@ def _layout(path: Path) -> dict[str, _Array]:
 
 
 def _unreadable(path: Path, reason: str) -> RunFileError:
+    if not path.parent.exists():
+        whole = path.parent.with_name(path.parent.name.removesuffix(".partial"))
+        return RunFileError(f"{path.parent} is gone: the capture has finished; open {whole}")
     return RunFileError(f"cannot read {path} ({reason}); resume the capture")

@@ -199,6 +199,9 @@ class _Limiter(Protocol):
     RLIMIT_CORE: int
     RLIMIT_AS: int
 
+    def getrlimit(self, which: int, /) -> tuple[int, int]:
+        """Soft and hard limit of this process."""
+
     def setrlimit(self, which: int, limits: tuple[int, int], /) -> None:
         """Set a limit of this process."""
 
@@ -224,12 +227,18 @@ def _limit(cpu_seconds: int, memory_bytes: int) -> None:
     except ImportError:
         return  # Windows: the clock is the only limit there
     limiter: _Limiter = resource
-    limiter.setrlimit(limiter.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
-    limiter.setrlimit(limiter.RLIMIT_FSIZE, (0, 0))
-    limiter.setrlimit(limiter.RLIMIT_CORE, (0, 0))
     most = _address_space() + memory_bytes
-    with suppress(ValueError, OSError):  # macOS takes no such limit
-        limiter.setrlimit(limiter.RLIMIT_AS, (most, most))
+    for which, soft, hard in (
+        (limiter.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1),
+        (limiter.RLIMIT_FSIZE, 0, 0),
+        (limiter.RLIMIT_CORE, 0, 0),
+        (limiter.RLIMIT_AS, most, most),
+    ):
+        allowed = limiter.getrlimit(which)[1]
+        if allowed >= 0:  # minus one is no limit
+            soft, hard = min(soft, allowed), min(hard, allowed)
+        with suppress(ValueError, OSError):  # macOS takes no limit on address space
+            limiter.setrlimit(which, (soft, hard))
 
 
 def _address_space() -> int:

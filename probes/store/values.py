@@ -3,20 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import numpy as np
 from jaxtyping import Int
 
-from probes.errors import RunFileError
+from probes.errors import ProbesError, RunFileError
 from probes.store.columns import read
 from probes.store.format import EXTRAS, from_bfloat16_bits
+from probes.store.safety import DAMAGE, one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import h5py
 
     from probes.store.shards import ShardReader
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def damage_named(read: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Turn what h5py says about a file that makes no sense into one line.
+
+    The first argument of ``read`` has the file's name as ``where`` or ``path``.
+    """
+
+    @wraps(read)
+    def named(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return read(*args, **kwargs)
+        except ProbesError:
+            raise
+        except DAMAGE as error:
+            where = getattr(args[0], "where", None) or getattr(args[0], "path", args[0])
+            raise RunFileError(
+                f"{where} is damaged or closed ({type(error).__name__}: {one_line(error)}); `probes verify` names "
+                "everything that is wrong with it"
+            ) from error
+
+    return named
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +84,13 @@ class Values:
         """Readings shown."""
         return len(self.file["readings/item"] if self.selection is None else self.selection.readings)
 
+    @damage_named
     def items(self, name: str) -> np.ndarray:
         """A dataset of ``/items`` with one row an item."""
         array = np.asarray(self.file[f"items/{name}"][:])
         return array if self.selection is None else array[self.selection.items]
 
+    @damage_named
     def readings(self, name: str) -> np.ndarray:
         """A dataset of ``/readings``, which shards may know better than the header."""
         array = np.asarray(self.file[f"readings/{name}"][:])
@@ -67,6 +98,7 @@ class Values:
             array = self.shards.merged(name, array)
         return array if self.selection is None else array[self.selection.readings]
 
+    @damage_named
     def numbers(
         self, name: str, readings: np.ndarray | None = None, layer: int | None = None, *, decode: bool = False
     ) -> np.ndarray:
@@ -86,6 +118,7 @@ class Values:
             return self._numbers(name, rows, axis, int(chosen[layer]), decode)
         return np.stack([self._numbers(name, rows, axis, int(number), decode) for number in chosen], axis)
 
+    @damage_named
     def lengths(self, name: str) -> Int[np.ndarray, " reading"]:
         """Length of every row of a dataset whose rows differ in length."""
         if self.shards is not None and f"{name}/values" in self.shards:
@@ -94,6 +127,7 @@ class Values:
             lengths = np.diff(self.file[f"{name}/offsets"][:])
         return lengths if self.selection is None else lengths[self.selection.readings]
 
+    @damage_named
     def ragged(self, name: str, readings: Int[np.ndarray, " row"] | None = None) -> list[np.ndarray]:
         """Rows of a dataset whose rows differ in length; all unless ``readings``, ascending, are given."""
         rows = self._in_file(readings)

@@ -21,15 +21,15 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import filelock
 from jaxtyping import Int
 
 from probes.differences import differences
 from probes.errors import RunFileError
 from probes.store import disk
 from probes.store.header import Header, write_header
+from probes.store.lock import locked, remove_folder
 from probes.store.merge import write_run
-from probes.store.opening import open_partial
+from probes.store.opening import open_partial, read_manifest
 from probes.store.shard_writer import ShardData, ShardWriter
 from probes.store.shards import partial_folder, shard_name
 
@@ -87,6 +87,13 @@ class RunWriter:
         """Shard number to its manifest entry."""
         with self._manifest_lock:
             return {int(number): entry for number, entry in self._manifest["shards"].items()}
+
+    @property
+    def kept(self) -> str:
+        """What is left if the capture stops now, for messages."""
+        done = sum(entry["rows"] for entry in self.finished.values())
+        total = len(self._header.status)
+        return f"{done} of {total} readings are kept in {self.folder}, and the same command goes on from there"
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -147,13 +154,14 @@ class RunWriter:
             "the batching (batch tokens, prefix sharing or length limit)": self._plan_digest,
             "lenses": list(self._header.lenses),
             "extra readings": list(self._header.extras),
+            "last positions": self._header.attrs.get("config", {}).get("extras", {}).get("last_positions", 0),
             "type of the residuals": self._header.residual_dtype or "none",
         }
         device = self._header.attrs.get("config", {}).get("device")
         made_with = {"versions": self._header.attrs.get("versions"), "machine": platform.machine(), "device": device}
         for left in self.folder.glob("*.writing"):
             disk.remove(left)
-        if header_path.is_file() and (manifest := self._read_manifest()) is not None:
+        if header_path.is_file() and manifest_path.is_file() and (manifest := self._read_manifest()) is not None:
             self._manifest = manifest
             differ = differences(manifest["run"], expected)
             if not differ:
@@ -165,7 +173,7 @@ class RunWriter:
             if self._manifest["shards"] and not self._restart:
                 raise RunFileError(
                     f"{self.folder} holds an unfinished run that differs in {', '.join(differ)}; resume it with the "
-                    "settings it was started with, or start again with overwrite=True (--overwrite)"
+                    f"settings it was started with, or remove {self.folder} to start again"
                 )
         # Without a manifest a folder is no run, so what is half replaced after a crash is started afresh.
         disk.remove(manifest_path)
@@ -176,13 +184,10 @@ class RunWriter:
         self._write_manifest()
 
     def _read_manifest(self) -> dict[str, Any] | None:
-        path = self.folder / "manifest.json"
-        if not path.is_file():
-            return None
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError:
-            logger.warning("%s is damaged, so that nothing can be resumed; all passes run again", path)
+            return read_manifest(self.folder)
+        except RunFileError as error:
+            logger.warning("%s; nothing can be resumed, and all passes run again", error)
             return None
 
     def _write_header(self) -> None:
@@ -210,41 +215,6 @@ class RunWriter:
         path = self.folder / "manifest.json"
         with disk.failures_named(path):
             disk.write_text(path, json.dumps(self._manifest, indent=1, sort_keys=True))
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Be the only one who writes a run; a lock that a dead process held is free.
-
-    Raises:
-        RunFileError: Another process writes this run, or nothing can be written there.
-    """
-    folder = partial_folder(path)
-    lock = filelock.FileLock(folder / "lock", blocking=False)
-    with disk.failures_named(folder):
-        while not (folder / "lock").exists() or not lock.is_locked:
-            lock.release()  # of a folder whose last writer has just removed it
-            disk.make_folder(folder)
-            try:
-                lock.acquire()
-            except filelock.Timeout:
-                raise RunFileError(
-                    f"another process is writing {path}; wait for it, or choose another output path"
-                ) from None
-            except NotImplementedError:
-                raise RunFileError(f"the file system of {folder} has no locks; choose a path on another one") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove what a run needs no more; the run is whole, so a failure is no more than a nuisance."""
-    try:
-        disk.remove(folder)
-    except OSError as error:
-        logger.warning("%s cannot be removed (%s), and is not needed any more", folder, error.strerror)
 
 
 def file_digest(path: Path) -> str:

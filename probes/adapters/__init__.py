@@ -1,0 +1,1 @@
+"""Fitted judges inside other evaluation frameworks; each module needs the framework that it is named after."""
