@@ -245,6 +245,12 @@ def test_other_metrics_in_the_table_are_not_drawn() -> None:
             "no value at embed",
             id="plain",
         ),
+        pytest.param(
+            {"band": "simultaneous"},
+            "n = 450 of 450 items; bands: simultaneous 95 % bands over the layers, conditional on the fitted judges; "
+            "no value at embed",
+            id="simultaneous",
+        ),
         pytest.param({"lo": NAN, "hi": NAN}, "n = 450 of 450 items; no value at embed", id="no_bands"),
         pytest.param(
             {"n_used": [0, *range(1399, 1405)] * 2, "n_total": 1440, "lo": NAN},

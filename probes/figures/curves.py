@@ -209,9 +209,9 @@ def _caption(rows: pd.DataFrame, names: Mapping[int, str]) -> str:
     used, total = _span(drawn["n_used"]), _span(drawn["n_total"])
     parts = [f"n = {used} of {total} items"]
     if np.isfinite(drawn[["lo", "hi"]].to_numpy(dtype=np.float64, na_value=np.nan)).any():
-        kind = "simultaneous" if "band" in drawn and set(drawn["band"]) == {"simultaneous"} else "pointwise"
-        held = "95 % bands over the layers" if kind == "simultaneous" else "95 % intervals"
-        parts.append(f"bands: {kind} {held}, conditional on the fitted judges")
+        simultaneous = "band" in drawn and set(drawn["band"]) == {"simultaneous"}
+        held = "simultaneous 95 % bands over the layers" if simultaneous else "pointwise 95 % intervals"
+        parts.append(f"bands: {held}, conditional on the fitted judges")
     gaps = {}
     for lens in rows["lens"].unique():
         there = set(drawn.loc[drawn["lens"] == lens, "layer_index"])
