@@ -29,12 +29,14 @@ _HOME = {
     "fit": "probes.comparing",
     "inspect_run": "probes.inspection",
     "layer_tests": "probes.comparing",
+    "learning_curve": "probes.curves",
     "load_template": "probes.prompts",
     "merge": "probes.store.merge",
     "open_run": "probes.store",
     "preview": "probes.capturing",
     "read_items": "probes.readers",
     "score": "probes.scoring",
+    "transfer": "probes.curves",
     "vader_words": "probes.demo_items",
     "verify": "probes.store.verify",
 }
@@ -57,6 +59,7 @@ __all__ = [
     "fit",
     "inspect_run",
     "layer_tests",
+    "learning_curve",
     "load_template",
     "merge",
     "open_run",
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from probes.artefact import FittedJudge
     from probes.capturing import capture, preview
     from probes.comparing import by_layer, compare, fit, layer_tests
+    from probes.curves import learning_curve, transfer
     from probes.demo_items import vader_words
     from probes.errors import ProbesError
     from probes.inspection import inspect_run
