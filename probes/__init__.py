@@ -66,6 +66,7 @@ __all__ = [
     "preview",
     "read_items",
     "score",
+    "transfer",
     "vader_words",
     "verify",
 ]
