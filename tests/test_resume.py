@@ -131,9 +131,10 @@ def test_a_damaged_shard_runs_again(booted, tmp_path, monkeypatch, caplog):
     torn = bytearray(shards[1].read_bytes())
     torn[len(torn) // 2] ^= 0xFF
     shards[1].write_bytes(torn)
+    shards[2].write_bytes(shards[2].read_bytes()[:-100])
     with caplog.at_level(logging.WARNING):
         probes.capture(judge, items, path, batch_tokens=60)
-    assert caplog.text.count("is missing or damaged; its passes run again") == 2
+    assert caplog.text.count("is missing or damaged; its passes run again") == 3
     assert datasets(path) == datasets(tmp_path / "whole.h5")
 
 
