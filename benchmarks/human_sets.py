@@ -160,6 +160,16 @@ def capture_set(name: str, base: probes.Judge, data: Path, out: Path, limit: int
     return probes.capture(judge, items_of(name, data, limit or asked.limit), out / f"{name}.h5", lenses=("raw", "norm"))
 
 
+def random_weights(base: probes.Judge, seed: int = 0) -> probes.Judge:
+    """A judge of the same architecture and tokenizer that has never been trained: the control."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(base.bridge.original_model.config)
+    return probes.Judge.load(model, tokenizer=base.tokenizer)
+
+
 def main() -> None:
     """Capture the sets that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -168,9 +178,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--out", type=Path, default=Path("runs/sets"))
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--random-weights", action="store_true", help="The model untrained, as a control.")
     asked = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     base = probes.Judge.load(asked.model)
+    if asked.random_weights:
+        base = random_weights(base)
     for name in asked.sets:
         start = time.perf_counter()
         with capture_set(name, base, asked.data, asked.out, asked.limit) as run:

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping  # noqa: TC003 - the tests look the types up
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from probes.errors import FitError
-from probes.fitted import FittedAggregator, LayerLogits, Scores, expected_values
+from probes.fitted import TUNED, FittedAggregator, LayerLogits, Scores, States, expected_values, reads
+from probes.fitting.maps import LayerMaps, fit_tuned
 from probes.fitting.threads import one_blas_thread
 from probes.recipes import AGGREGATORS, constant_layers
 
@@ -31,6 +32,7 @@ __all__ = [
     "FittedAggregator",
     "LayerLogits",
     "Scores",
+    "States",
     "constant_layers",
     "expected_values",
     "get_aggregator",
@@ -67,6 +69,16 @@ class Aggregator:
         return self.name.partition(":")[0]
 
     @property
+    def reads(self) -> str:
+        """Lens of the logits that it is given: those of ``norm`` where it learns the ``tuned`` lens itself."""
+        return reads(self.lens)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What it reads besides logits: ``states``, ``fields``."""
+        return AGGREGATORS[self.kind].inputs
+
+    @property
     def label(self) -> str:
         """The name with the settings that are not the default ones, without the lens."""
         usual = AGGREGATORS[self.kind].options
@@ -91,18 +103,23 @@ class Aggregator:
             FitError: The lens is another one, the layer does not exist, or the labels are missing, too few,
                 not finite or all equal.
         """
-        if logits.lens != self.lens:
-            raise FitError(f"{self.spec} reads the lens {self.lens!r}, but got logits of {logits.lens!r}")
+        if logits.lens != self.reads:
+            raise FitError(f"{self.spec} reads the lens {self.reads!r}, but got logits of {logits.lens!r}")
         n_items = len(logits) if self.needs_labels else 0
         if self.needs_labels:
             y = self._checked(logits, y)
+        groups = np.arange(len(logits)) if groups is None else groups
         with one_blas_thread():
+            maps, of_lens = self._tuned(logits, groups) if self.lens == TUNED else (None, {})
             form, params, notes = AGGREGATORS[self.kind].fit(
                 self,
-                logits,
+                logits if maps is None else replace(logits, logits=maps.apply(logits.logits), lens=TUNED),
                 np.zeros(len(logits)) if y is None else np.asarray(y, dtype=np.float64),
-                np.arange(len(logits)) if groups is None else groups,
+                groups,
             )
+        if maps is not None:
+            own = params.get("maps")
+            params = {**params, "maps": (LayerMaps.from_dict(own).after(maps) if own else maps).to_dict()}
         return FittedAggregator(
             self.label,
             self.lens,
@@ -110,8 +127,16 @@ class Aggregator:
             tuple(float(value) for value in logits.values),
             form,
             params,
-            {"n_fit": n_items, **notes},
+            {"n_fit": n_items, **notes, **of_lens},
         )
+
+    def _tuned(self, logits: LayerLogits, groups: _Groups) -> tuple[LayerMaps, dict[str, Any]]:
+        """The tuned lens of the captured items, and how near it comes to the last layer."""
+        known = np.flatnonzero(logits.usable)  # judges without labels also see items that were not captured
+        if len(known) < MIN_FIT:
+            raise FitError(f"{self.spec} needs at least {MIN_FIT} captured items to tune the lens on, got {len(known)}")
+        found = fit_tuned(logits.logits[known], groups[known])
+        return found.maps, {"kl_norm": found.kl_before.tolist(), "kl_tuned": found.kl_after.tolist()}
 
     def _checked(self, logits: LayerLogits, y: _Labels | None) -> _Labels:
         if y is None:

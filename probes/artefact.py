@@ -17,7 +17,8 @@ from jaxtyping import Float
 
 from probes.differences import differences
 from probes.errors import FitError
-from probes.fitted import FittedAggregator, Form, Scores
+from probes.fitted import LINEAR, NUMBERS, FittedAggregator, Form, Scores
+from probes.fitting.text import n_columns_of
 from probes.origin import changed_settings, judge_arguments
 from probes.runlike import RunLike, ScaleLike, check_lens, layer_logits, where
 
@@ -76,7 +77,7 @@ class FittedJudge:
         """
         name, what = self.aggregator.name, what or where(run)
         self.check_judge(run.model_hash, run.scale, what)
-        lens = self.aggregator.lens
+        lens = self.aggregator.reads
         check_lens(run, lens)
         self.aggregator.check(tuple(run.layers), lens, np.asarray(run.scale.values, dtype=np.float64))
         if run.readout_hash != self.readout_hash:
@@ -127,7 +128,7 @@ class FittedJudge:
             FitError: As ``check``.
         """
         self.check(run)
-        return self.aggregator.predict(layer_logits(run, self.aggregator.lens))
+        return self.aggregator.predict(layer_logits(run, self.aggregator.reads))
 
     def load_judge(self, **changes: Any) -> Judge:
         """Load the judge of the run that this one was fitted on: its model, template, scale and condition.
@@ -263,18 +264,32 @@ def _origin(data: Any) -> dict[str, Any]:
 
 def _check_params(fitted: FittedAggregator) -> None:
     """Refuse parameters of the wrong shape, which would fail later or broadcast silently."""
-    shapes: dict[str, tuple[int, ...]] = {"weights": (len(fitted.layers),)}
-    if fitted.form == "ridge":
-        columns = np.asarray(fitted.params["columns"])
+    params, n_layers, n_labels = fitted.params, len(fitted.layers), len(fitted.values)
+    shapes: dict[str, tuple[int, ...]]
+    if fitted.form in LINEAR:
+        columns = np.asarray(params["columns"])
         if columns.dtype.kind != "i" or columns.ndim != 2 or columns.shape[1] != 2:
             raise ValueError("columns are not pairs of layer and label")
-        low, high = (0, -1), (len(fitted.layers) - 1, len(fitted.values) - 1)
+        low, high = (0, -1), (n_layers - 1, n_labels - 1)
         if (columns < low).any() or (columns > high).any():
             raise ValueError("a column lies outside the layers or labels")
-        shapes = {name: (len(columns),) for name in ("mean", "spread", "coef")}
-        shapes |= {"layer_weights": (len(fitted.layers),), "intercept": ()}
+        shapes = {**dict.fromkeys(("mean", "spread", "coef"), (len(columns),)), "layer_weights": (n_layers,)}
+        shapes |= {"intercept": ()} if fitted.form == "ridge" else {"thresholds": (n_labels - 1,)}
+    elif fitted.form in NUMBERS:
+        n_columns = len(params["coef"])
+        shapes = {**dict.fromkeys(("mean", "spread", "coef"), (n_columns,)), "intercept": ()}
+        if fitted.form == "state-ridge" and not 0 <= int(params["layer"]) < n_layers:
+            raise ValueError("the layer is none of the layers")
+        if fitted.form == "text-ridge" and n_columns_of(params["recipe"]) != n_columns:
+            raise ValueError("the recipe makes another number of columns than there are weights")
+    else:
+        shapes = {"weights": (n_layers,)}
+    given = {name: params[name] for name in shapes}
+    if "maps" in params:
+        given |= {name: params["maps"][name] for name in ("matrix", "bias")}
+        shapes |= {"matrix": (n_layers, n_labels, n_labels), "bias": (n_layers, n_labels)}
     for name, shape in shapes.items():
-        array = np.asarray(fitted.params[name])
+        array = np.asarray(given[name])
         if array.dtype.kind not in "fi" or array.shape != shape:
             raise ValueError(f"{name} has the wrong shape or type")
 

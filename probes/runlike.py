@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from probes.aggregate import LayerLogits
+from probes.aggregate import Aggregator, LayerLogits, States
 from probes.duplicates import join_groups
 from probes.errors import FitError
 
@@ -105,6 +105,39 @@ class RunLike(Protocol):
         """Score logits under a lens; NaN rows for items without a reading."""
 
 
+@runtime_checkable
+class HoldsStates(Protocol):
+    """A run that can give the residual state of every item; not all do."""
+
+    @property
+    def has_item_residuals(self) -> bool:
+        """Whether it holds one that an item can be said to have."""
+
+    def item_residual(self, layer: str) -> Float[np.ndarray, "item d_model"]:
+        """States of one layer before the final norm; NaN rows for items without a reading."""
+
+
+# States that are read once and kept, in bytes; above, each layer is read anew whenever it is asked for.
+_KEPT: Final = 512 << 20
+
+
+def layer_states(run: RunLike) -> States | None:
+    """The residual states of all items of a run, read when they are asked for; None where it holds none."""
+    if not isinstance(run, HoldsStates) or not run.has_item_residuals:
+        return None
+    kept: dict[int, Float[np.ndarray, "item d_model"]] = {}
+
+    def read(index: int) -> Float[np.ndarray, "item d_model"]:
+        if index in kept:
+            return kept[index]
+        states = run.item_residual(run.layers[index])
+        if states.nbytes * len(run.layers) <= _KEPT:
+            kept[index] = states
+        return states
+
+    return States(read)
+
+
 def check_lens(run: RunLike, lens: str) -> None:
     """Refuse a run without a lens or without the model's last layer.
 
@@ -120,15 +153,26 @@ def check_lens(run: RunLike, lens: str) -> None:
         )
 
 
+def lacking(run: RunLike, aggregator: Aggregator) -> str | None:
+    """What a run lacks that a judge reads, in words; None where it has everything."""
+    spec, reads = aggregator.spec, aggregator.reads
+    if reads not in run.lenses:
+        return f"{spec} reads the lens {reads!r}, which {where(run)} lacks: it has {', '.join(run.lenses)}"
+    if "states" in aggregator.inputs and layer_states(run) is None:
+        return f"{spec} reads residual states, which {where(run)} lacks: capture with residuals, and no pairs"
+    return None
+
+
 def layer_logits(run: RunLike, lens: str) -> LayerLogits:
-    """Score logits of all items of a run under one lens.
+    """Score logits of all items of a run under one lens, with their texts, and their states where it holds them.
 
     Raises:
         FitError: As ``check_lens``.
     """
     check_lens(run, lens)
     values = np.asarray(run.scale.values, dtype=np.float64)
-    return LayerLogits(run.item_logits(lens), tuple(run.layers), values, lens)
+    fields = [item.fields for item in run.items]
+    return LayerLogits(run.item_logits(lens), tuple(run.layers), values, lens, layer_states(run), fields)
 
 
 def where(run: RunLike) -> str:
@@ -188,6 +232,8 @@ def parts(run: RunLike, criterion: str | None = None, *, pool: bool = False) -> 
     groups = np.asarray(run.groups).astype(str)
     items = run.items
     logits = {lens: layer_logits(run, lens) for lens in run.lenses}
+    states = layer_states(run)  # one for all lenses, so that none is read twice
+    logits = {lens: replace(one, states=states) for lens, one in logits.items()}
     usable = np.ones(len(y), dtype=bool)
     for one in logits.values():
         usable &= one.usable

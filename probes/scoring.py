@@ -73,7 +73,7 @@ def score(
     else:
         run = source
         fitted.check(run)
-    table = _table(run, fitted.aggregator.predict(layer_logits(run, fitted.aggregator.lens)))
+    table = _table(run, fitted.aggregator.predict(layer_logits(run, fitted.aggregator.reads)))
     missing = Counter(table["status"][table["status"] != "ok"])
     if missing:
         reasons = ", ".join(f"{count} {status}" for status, count in sorted(missing.items()))
@@ -149,9 +149,15 @@ def _captured(
     fitted.check_judge(judge.weights_hash, judge.scale, what)
     # The human scores of items that are about to be scored may lie on any scale.
     unlabelled = Items([replace(item, human=()) for item in items], source=items.source)
-    lens = fitted.aggregator.lens
-    settings = Settings((lens,), False, batch_tokens=batch_tokens, max_tokens=max_tokens, share_prefix=share_prefix)
-    run = MemoryRun(prepare(judge, unlabelled, settings))
+    layer = fitted.aggregator.layer_of_states
+    settings = Settings(
+        (fitted.aggregator.reads,),
+        layer is not None,
+        batch_tokens=batch_tokens,
+        max_tokens=max_tokens,
+        share_prefix=share_prefix,
+    )
+    run = MemoryRun(prepare(judge, unlabelled, settings), layer)
     fitted.check(run, what)
     return run
 

@@ -65,6 +65,12 @@ class FakeRun:
         self.texts: dict[str, str] = {}  # of items that do not have a text of their own
         self.ids = [f"i{i}" for i in range(n_items)]
         self.criteria = [""] * n_items if criteria is None else criteria
+        # Some directions of every layer's state show the quality, more of it than the layer's logits do.
+        direction = rng.normal(size=(n_layers + 1, 8))
+        self.states = (signal[:, None] * quality[:, None, None] * direction).astype(np.float32)
+        self.states += rng.normal(size=self.states.shape).astype(np.float32)
+        self.states[:, 0] = self.states[0, 0]
+        self.has_item_residuals = True
         self.path: Path | None = None
         self.judge_hash, self.model_hash, self.readout_hash = "judge", "model", "readout"
 
@@ -74,6 +80,9 @@ class FakeRun:
 
     def item_logits(self, lens: str):
         return self.logits[lens]
+
+    def item_residual(self, layer: str):
+        return self.states[:, self.layers.index(layer)]
 
 
 def fake_header(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from probes.aggregate import AGGREGATORS, LayerLogits, get_aggregator
 from probes.errors import FitError
 from probes.fitted import FittedAggregator
 from probes.fitting.consensus import agreement_weights, whitened_weights
+from probes.runlike import layer_logits
 from tests.fake_run import FakeRun
 
 VALUES = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
@@ -21,7 +23,7 @@ NAMES = [name if name != "layer" else "layer:2" for name in AGGREGATORS]
 
 
 def logits_of(run, lens="norm"):
-    return LayerLogits(run.item_logits(lens), run.layers, np.asarray(run.scale.values), lens)
+    return layer_logits(run, lens)
 
 
 def fitted(spec, run=None, **options):
@@ -75,7 +77,8 @@ def test_default_lens_is_raw_for_the_lager_family_only():
     assert get_aggregator("lager@norm").lens == "norm"
     assert {name for name, kind in AGGREGATORS.items() if kind.multi_layer} == {
         *raw,
-        *("whitened", "agreement", "slope-ridge", "logit-ridge", "spectral-ridge"),
+        *("whitened", "agreement", "calibrated", "slope-ridge", "logit-ridge", "low-rank-ridge", "spectral-ridge"),
+        "spectral-ordinal",
     }
     free = {name for name, kind in AGGREGATORS.items() if not kind.needs_labels}
     assert free == {"vscore", "final", "layer", "whitened", "agreement", *untuned}
@@ -147,7 +150,7 @@ def test_nan_rows_give_nan_and_change_nothing_else(spec):
     holed = run.item_logits(judge.lens).copy()
     holed[3] = np.nan
     holed[7, 2, 1] = np.nan
-    scores = judge.predict(LayerLogits(holed, run.layers, VALUES, judge.lens))
+    scores = judge.predict(replace(logits_of(run, judge.lens), logits=holed))
     assert np.flatnonzero(np.isnan(scores.value)).tolist() == [3, 7]
     keep = np.delete(np.arange(120), [3, 7])
     np.testing.assert_allclose(scores.value[keep], whole.value[keep], rtol=1e-12)
@@ -169,7 +172,7 @@ def test_fitted_aggregators_are_plain_data(spec):
 def test_fits_repeat_and_ignore_the_order_of_columns_in_memory(spec):
     run, aggregator = FakeRun(), get_aggregator(spec)
     logits = logits_of(run, aggregator.lens)
-    fortran = LayerLogits(np.asfortranarray(logits.logits), logits.layers, logits.values, logits.lens)
+    fortran = replace(logits, logits=np.asfortranarray(logits.logits))
     one = aggregator.fit(logits, run.human_value, run.groups)
     two = aggregator.fit(fortran, run.human_value, run.groups)
     np.testing.assert_allclose(one.layer_weights(), two.layer_weights(), rtol=1e-6, atol=1e-9)

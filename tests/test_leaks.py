@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from probes import align
-from probes.aggregate import AGGREGATORS, Aggregator, LayerLogits, get_aggregator
+from probes.aggregate import AGGREGATORS, Aggregator, States, get_aggregator
 from probes.comparing import by_layer, compare, fit
 from probes.duplicates import join_groups
 from probes.errors import FitError
 from probes.protocol import Folds, make_folds, out_of_fold, within_fold
-from probes.runlike import parts
+from probes.runlike import layer_logits, parts
 from tests.fake_run import FakeRun
 
 FAST = {"folds": 3, "repeats": 2, "resamples": 60}
@@ -23,7 +23,7 @@ FITTED = [name for name, kind in AGGREGATORS.items() if not kind.argument]
 
 
 def logits_of(run, lens="norm"):
-    return LayerLogits(run.item_logits(lens), run.layers, np.asarray(run.scale.values), lens)
+    return layer_logits(run, lens)
 
 
 def as_text(judge):
@@ -99,6 +99,14 @@ def test_a_group_in_two_folds_is_an_error():
         assert str(caught.value) == message
 
 
+def changed_at(run, logits, test, other):
+    """The same with other logits, and at some items other states and texts."""
+    states = run.states.copy()
+    states[test] = 30 + 20 * np.random.default_rng(1).normal(size=states[test].shape)
+    fields = [{"response": f"otherwise {k} {k}"} if k in set(test) else of for k, of in enumerate(logits.fields)]
+    return replace(logits, logits=other, states=States(lambda index: states[:, index]), fields=fields)
+
+
 @pytest.mark.parametrize("spec", FITTED)
 def test_nothing_of_a_test_item_reaches_its_fit(spec):
     """Standardisers, penalties, layers and weights do not depend on the logits or labels of the test items."""
@@ -113,7 +121,7 @@ def test_nothing_of_a_test_item_reaches_its_fit(spec):
         other, labels = logits.logits.copy(), y.copy()
         other[test] = 50 + 20 * rng.normal(size=other[test].shape)
         labels[test] = rng.uniform(1, 5, len(test))
-        changed = LayerLogits(other, logits.layers, logits.values, logits.lens)
+        changed = changed_at(run, logits, test, other)
         dirty = out_of_fold(aggregator, changed, labels, run.groups, folds)
         assert as_text(dirty.fits[place]) == as_text(clean.fits[place])
         moved += sum(as_text(dirty.fits[k]) != as_text(clean.fits[k]) for k in {0, 1, 2} - {place})

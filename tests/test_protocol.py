@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from probes import align
-from probes.aggregate import AGGREGATORS, LayerLogits, get_aggregator
+from probes.aggregate import AGGREGATORS, get_aggregator
 from probes.errors import FitError
 from probes.intervals import interval, mean_over_folds
 from probes.protocol import (
@@ -23,13 +23,14 @@ from probes.protocol import (
     within_fold,
     within_fold_spearman,
 )
+from probes.runlike import layer_logits
 from tests.fake_run import FakeRun
 
 LABELLED = [name for name, kind in AGGREGATORS.items() if kind.needs_labels]
 
 
 def logits_of(run, lens="norm"):
-    return LayerLogits(run.item_logits(lens), run.layers, np.asarray(run.scale.values), lens)
+    return layer_logits(run, lens)
 
 
 def refuses(message, call, *args, **kwargs):

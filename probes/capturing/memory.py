@@ -1,4 +1,4 @@
-"""A capture without a run file: the score logits of one lens, in memory."""
+"""A capture without a run file: the score logits of one lens, and the states of one layer if asked for, in memory."""
 
 from __future__ import annotations
 
@@ -25,20 +25,25 @@ if TYPE_CHECKING:
 class MemoryRun:
     """What the analysis needs of a run, and where its capture puts the numbers (a ``Sink``).
 
-    Everything but the score logits of the job's first lens is forgotten pass by pass.
+    Everything but the score logits of the job's first lens, and the residual state of one layer where one is named,
+    is forgotten pass by pass.
 
     Args:
-        job: A capture, ready to run.
+        job: A capture, ready to run; with residuals, where a layer is named.
+        layer: Layer whose states are kept.
     """
 
     path = None
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, layer: str | None = None) -> None:
         self._job = job
+        self._layer = layer
         self._header = make_header(job)
         self._status = self._header.readings.status.copy()
         shape = (len(self._status), len(job.judge.layers), len(job.judge.scale.labels))
         self._logits = np.full(shape, np.nan, dtype=np.float32)
+        d_model = job.judge.d_model if layer is not None else 0
+        self._states = np.full((len(self._status), d_model), np.nan, dtype=np.float32)
         self._notes: dict[str, Any] = {}
 
     def capture(self, *, show_progress: bool | None = None) -> None:
@@ -143,6 +148,17 @@ class MemoryRun:
         return self.readings.item_logits(self._logits)
 
     @property
+    def has_item_residuals(self) -> bool:
+        """Whether the states of a layer are kept."""
+        return self._layer is not None and not self.attr("pairwise")
+
+    def item_residual(self, layer: str) -> Float[np.ndarray, "item d_model"]:
+        """Residual states of every item at the layer that is kept; NaN rows where ``item_status`` is not ``OK``."""
+        if layer != self._layer:
+            raise RunFileError(f"only the states of layer {self._layer} were captured, not those of {layer}")
+        return self.readings.item_mean(self._states)
+
+    @property
     def finished(self) -> dict[int, dict[str, Any]]:
         """No shard: there is nothing to go on from."""
         return {}
@@ -171,6 +187,9 @@ class MemoryRun:
         logits = data.score_logits[self.lenses[0]].copy()
         logits[data.status != Status.OK] = np.nan
         self._logits[data.rows] = logits
+        if self._layer is not None and data.residual is not None:
+            ok = data.status == Status.OK
+            self._states[data.rows[ok]] = data.residual[ok, self.layers.index(self._layer)]
         self._status[data.rows] = data.status
 
     def close_shard(self, number: int, shard: Any) -> None:

@@ -76,9 +76,15 @@ class Readings:
         The labels of swapped readings are reversed first, so that a label names the same response in both orders
         and the log-odds of a pair are the mean of its two log-odds.
         """
-        if len(self.item) == self.n_items and (self.item == np.arange(self.n_items)).all() and not self.swapped.any():
-            return logits
-        return self._mean(np.where(self.swapped[:, None, None], logits[..., ::-1], logits), self.counted)
+        if self.swapped.any():
+            logits = np.where(self.swapped[:, None, None], logits[..., ::-1], logits)
+        return self.item_mean(logits)
+
+    def item_mean(self, values: Float[np.ndarray, "reading *axes"]) -> Float[np.ndarray, "item *axes"]:
+        """Mean over the readings that count, float32; NaN rows for all other items."""
+        if len(self.item) == self.n_items and (self.item == np.arange(self.n_items)).all():
+            return values
+        return self._mean(values, self.counted)
 
     def position_bias(self, odds: Float[np.ndarray, "reading layer"], layers: Sequence[str]) -> pd.DataFrame:
         """How much a pairwise judge leans to the response that it is shown first, per layer.

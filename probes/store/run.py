@@ -118,6 +118,23 @@ class Run(Description):
             raise RunFileError(f"{self.path} holds no residuals; capture again with residuals=True")
         return self._decoded("residual", self._rows(readings, items), layer)
 
+    @property
+    def has_item_residuals(self) -> bool:
+        """Whether residuals were stored, and an item has one of them: a pair has one an order, which are no mean."""
+        return bool(self.attr("residual_dtype") != "none" and not self.pairwise)
+
+    def item_residual(self, layer: str | int) -> Float[np.ndarray, "item d_model"]:
+        """Residual states of every item at one layer, float32; NaN rows where ``item_status`` is not ``OK``.
+
+        In the direct condition those of its one reading; of sampled answers the mean over the samples that were read.
+
+        Raises:
+            RunFileError: Residuals were not stored, the run is pairwise, or there is no such layer.
+        """
+        if self.pairwise:
+            raise RunFileError(f"{self.path} is pairwise: an item has a state in each order, and no mean of them")
+        return self.readings.item_mean(self.residual(layer))
+
     def extra(
         self,
         name: str,

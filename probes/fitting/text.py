@@ -1,0 +1,116 @@
+"""What the labels alone give: a ridge on the items' texts, which no model has read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from scipy import sparse
+
+from probes.errors import FitError
+from probes.fitting.wide import WideFit, fit_wide
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jaxtyping import Float, Shaped
+
+    Fields = Sequence[Mapping[str, str]]
+
+# Columns of each of the two kinds of n-grams at most, the most frequent ones: what a few thousand items can weigh.
+_MAX_COLUMNS: Final = 1000
+_KINDS: Final[Mapping[str, Mapping[str, Any]]] = {
+    # Inside words, their ends marked: what single words can be told apart by.
+    "char": {"analyzer": "char_wb", "ngram_range": (2, 4)},
+    "word": {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"},
+}
+
+
+def varying_fields(fields: Fields) -> list[str]:
+    """Names of the fields that are not the same in all items, in alphabetical order."""
+    names = sorted({name for item in fields for name in item})
+    return [name for name in names if len({item.get(name, "") for item in fields}) > 1]
+
+
+def fit_text(
+    fields: Fields, y: Float[np.ndarray, " item"], groups: Shaped[np.ndarray, " item"]
+) -> tuple[WideFit, dict[str, Any]]:
+    """Ridge on the lengths of the fields, and on TF-IDF of their character and word n-grams.
+
+    Args:
+        fields: Texts of every item, by name; fields that are the same in all items are left out.
+        y: Target.
+        groups: Group of each item.
+
+    Returns:
+        The fit, and the columns in words that ``text_columns`` makes them from again.
+
+    Raises:
+        FitError: All items have the same texts.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer  # takes long to import
+
+    names = varying_fields(fields)
+    if not names:
+        raise FitError("text-ridge cannot be fitted: all items have the same texts")
+    texts = _joined(fields, names)
+    recipe: dict[str, Any] = {"fields": names, "terms": {}, "idf": {}}
+    for kind, settings in _KINDS.items():
+        # An n-gram of one item tells nothing about others.
+        found = TfidfVectorizer(**settings, min_df=2, max_features=_MAX_COLUMNS, sublinear_tf=True)
+        try:
+            found.fit(texts)
+        except ValueError:  # no n-gram occurs twice
+            recipe["terms"][kind], recipe["idf"][kind] = [], []
+            continue
+        recipe["terms"][kind] = found.get_feature_names_out().tolist()
+        recipe["idf"][kind] = found.idf_.tolist()
+    lengths = _lengths(fields, names)
+    spread = lengths.std(axis=0)
+    recipe["length_spread"] = np.where(spread > 0, spread, 1.0).tolist()
+    return fit_wide(text_columns(fields, recipe), y, groups), recipe
+
+
+def text_columns(fields: Fields, recipe: Mapping[str, Any]) -> Float[np.ndarray, "item column"]:
+    """The columns that a text ridge weighs: lengths, then n-grams of each kind."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    names = recipe["fields"]
+    texts = _joined(fields, names)
+    # A unit of spread, as a whole text has a norm of 1 in the n-grams of each kind.
+    parts: list[Any] = [_lengths(fields, names) / np.asarray(recipe["length_spread"])]
+    for kind, settings in _KINDS.items():
+        terms = recipe["terms"][kind]
+        if terms:
+            found = TfidfVectorizer(**settings, vocabulary=terms, sublinear_tf=True)
+            found.idf_ = np.asarray(recipe["idf"][kind], dtype=np.float64)
+            parts.append(found.transform(texts))
+    return np.asarray(sparse.hstack([sparse.csr_array(part) for part in parts]).toarray())
+
+
+def n_columns_of(recipe: Mapping[str, Any]) -> int:
+    """Number of columns that a recipe makes.
+
+    Raises:
+        KeyError: It is no recipe.
+        ValueError: Its parts do not go together.
+    """
+    n_lengths = 2 * len(recipe["fields"])
+    if len(recipe["length_spread"]) != n_lengths or any(
+        len(recipe["terms"][kind]) != len(recipe["idf"][kind]) for kind in _KINDS
+    ):
+        raise ValueError("the recipe of the texts is inconsistent")
+    return n_lengths + sum(len(recipe["terms"][kind]) for kind in _KINDS)
+
+
+def _joined(fields: Fields, names: Sequence[str]) -> list[str]:
+    return ["\n".join(item.get(name, "") for name in names) for item in fields]
+
+
+def _lengths(fields: Fields, names: Sequence[str]) -> Float[np.ndarray, "item length"]:
+    """Logarithm of the number of characters, and of words, of every field."""
+    counts = [
+        [count for name in names for count in (len(item.get(name, "")), len(item.get(name, "").split()))]
+        for item in fields
+    ]
+    return np.log1p(np.asarray(counts, dtype=np.float64))
