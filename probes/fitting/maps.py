@@ -91,7 +91,7 @@ def kl_to_last(logits: Float[np.ndarray, "item layer label"]) -> Float[np.ndarra
 
 
 def _kl(
-    target: Float[np.ndarray, "item *layer label"], logits: Float[np.ndarray, "item *layer label"]
+    target: Float[np.ndarray, "item *#layer label"], logits: Float[np.ndarray, "item *layer label"]
 ) -> Float[np.ndarray, "item *layer"]:
     known = np.log(np.maximum(target, np.finfo(float).tiny))
     return np.asarray((target * (known - log_softmax(logits, axis=-1))).sum(axis=-1))
@@ -175,14 +175,13 @@ def _map_of(
         return loss, gradient, hessian
 
     first = np.zeros((n_labels + 1, n_labels))
-    project = np.eye(n_labels) - 1 / n_labels
     if start is not None and np.isfinite(spread):
-        # (M - I) = (weights of unit columns)' / spread, on logits without their mean.
-        first[:-1] = (start[0] - project).T * spread
-        first[-1] = start[1] + centre @ (start[0] - project).T
+        # M - I is the weights of unit columns over spread, transposed.
+        first[:-1] = (start[0] - np.eye(n_labels)).T * spread
+        first[-1] = start[1] + centre @ (start[0] - np.eye(n_labels)).T
     weights = _newton(look, first.ravel()).reshape(n_labels + 1, n_labels)
     change = weights[:-1] / spread
-    return project + change.T @ project, weights[-1] - centre @ change
+    return np.eye(n_labels) + change.T @ (np.eye(n_labels) - 1 / n_labels), weights[-1] - centre @ change
 
 
 def fit_calibration(

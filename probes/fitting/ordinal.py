@@ -20,7 +20,7 @@ from probes.fitting.spectral import Components, fit_spectral
 
 _STEPS: Final = 50
 # Mean loss that one more step could gain, at which the minimum counts as reached.
-_GAIN: Final = 1e-9
+_GAIN: Final = 1e-12
 _HALVINGS: Final = 40
 _LEAST: Final = 1e-300
 # Each label counts as seen so often more by an average item: one that nobody gave keeps a probability.
