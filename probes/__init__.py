@@ -39,6 +39,7 @@ _HOME = {
     "transfer": "probes.curves",
     "vader_words": "probes.demo_items",
     "verify": "probes.store.verify",
+    "write_table": "probes.tables",
 }
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "transfer",
     "vader_words",
     "verify",
+    "write_table",
 ]
 
 if TYPE_CHECKING:
@@ -90,6 +92,7 @@ if TYPE_CHECKING:
     from probes.store.export import export
     from probes.store.merge import merge
     from probes.store.verify import verify
+    from probes.tables import write_table
 
 
 def __getattr__(name: str) -> Any:

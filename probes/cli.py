@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from probes import cli_runs, cli_scoring
+from probes import cli_comparing, cli_runs, cli_scoring
 from probes.cli_options import (
     CONDITION,
     DTYPE,
@@ -39,6 +39,7 @@ from probes.cli_options import (
     HumanColumns,
     HumanRange,
     IdColumn,
+    Judges,
     Limit,
     MaxNewTokens,
     MaxTokens,
@@ -53,7 +54,7 @@ from probes.cli_options import (
     human_columns,
     named_fields,
 )
-from probes.cli_text import format_preview, format_table
+from probes.cli_text import format_preview
 from probes.errors import ProbesError
 
 app = typer.Typer(
@@ -63,10 +64,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-Judges = Annotated[
-    list[str] | None,
-    typer.Option("--judge", help="A judge, e.g. final, layer:12, lager@norm, slope-ridge. Repeat for several."),
-]
 
 
 @app.callback()
@@ -220,46 +217,6 @@ def fit(
 
 
 @app.command()
-def compare(
-    run: RunPath,
-    judge: Judges = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the table to this CSV file.")] = None,
-    folds: Annotated[int, typer.Option(min=2, help="Group folds.")] = 5,
-    repeats: Annotated[int, typer.Option(min=1, help="Repeats of the folds.")] = 5,
-    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Seed of folds and resamples.")] = 0,
-    criterion: Annotated[str | None, typer.Option(help="Only items of this criterion.")] = None,
-    pool: Annotated[bool, typer.Option("--pool", help="Treat all criteria as one.")] = False,
-    as_json: AsJson = False,
-    config: Config = None,
-) -> None:
-    """Compare judges with human raters, on held-out items, with intervals."""
-    del config
-    from probes.comparing import compare as run_compare
-    from probes.store import open_run
-
-    with open_run(run) as opened:
-        found = run_compare(
-            opened,
-            judge or None,
-            folds=folds,
-            repeats=repeats,
-            resamples=resamples,
-            seed=seed,
-            criterion=criterion,
-            pool=pool,
-        )
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        found.table.to_csv(out, index=False)
-    if as_json:
-        typer.echo(found.table.to_json(orient="records", indent=1))
-        return
-    typer.echo(format_table(found.table))
-    typer.echo("\n" + found.summary())
-
-
-@app.command()
 def plot(
     run: RunPath,
     figure: Annotated[list[str] | None, typer.Option(help="alignment, weights; both unless given.")] = None,
@@ -282,6 +239,7 @@ def plot(
         typer.echo(str(path))
 
 
+cli_comparing.add_to(app)
 cli_scoring.add_to(app)
 cli_runs.add_to(app)
 

@@ -52,6 +52,10 @@ Config = Annotated[
     Path | None, typer.Option(callback=_read_config, is_eager=True, help="YAML file with this command's flags.")
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run file that `probes capture` wrote.")]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option("--judge", help="A judge, e.g. final, layer:12, lager@norm, slope-ridge. Repeat for several."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 # What commands share in their own ways: required or not, with a default or without.

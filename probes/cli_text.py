@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from probes.capturing.preview import Preview
     from probes.judge import Judge
 
@@ -50,19 +48,3 @@ def _as_planned(shown: Preview) -> str:
 def _per_item(judge: Judge) -> tuple[int, int]:
     """Orders in which an item is shown, and answers to each."""
     return (1 if judge.template.pair is None else 2), (judge.decoding.samples if judge.decoding else 1)
-
-
-def format_table(table: pd.DataFrame) -> str:
-    """A comparison as text: one row a judge, intervals in brackets."""
-    rows = table.copy()
-    for name in ("spearman", "gain_over_final", "gain_over_baseline"):
-        low, high = rows.pop(f"{name}_lo"), rows.pop(f"{name}_hi")
-        rows[name] = [
-            f"{value:+.3f} [{lo:+.3f}, {hi:+.3f}]" if value == value else "undefined"
-            for value, lo, hi in zip(rows[name], low, high, strict=True)
-        ]
-    columns = ["judge", "lens", "labels_used", "n_used", "n_total", "spearman", "pearson", "kendall"]
-    columns += ["gain_over_final", "gain_over_baseline"]
-    if rows["criterion"].nunique() > 1:
-        columns.insert(0, "criterion")
-    return str(rows[columns].to_string(index=False, float_format=lambda x: f"{x:+.3f}"))

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
+from probes.across import Reference, add_differences, combine, run_rows, stacked, studies
 from probes.aggregate import Aggregator, get_aggregator
 from probes.align import spearman
 from probes.artefact import FittedJudge
 from probes.comparison import Comparison
 from probes.errors import FitError
 from probes.evidence import BASELINES
-from probes.runlike import RunLike, layer_logits, parts
+from probes.matching import Runs, named_runs
+from probes.runlike import RunLike, lacking, layer_logits, parts
 from probes.study import BANDS, Settings, Study, artefact
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from probes.fitted import Scores
 
@@ -38,9 +41,10 @@ DEFAULT_JUDGES: Final = (
 
 
 def compare(
-    run: RunLike,
+    run: Runs,
     judges: Sequence[str | Aggregator] | None = None,
     *,
+    baseline: str | None = None,
     folds: int = 5,
     repeats: int = 5,
     resamples: int = 2000,
@@ -49,14 +53,19 @@ def compare(
     criterion: str | None = None,
     pool: bool = False,
 ) -> Comparison:
-    """Compare judges on the labelled items of a run, by the protocol of ``probes.protocol``.
+    """Compare judges on the labelled items of one run or several, by the protocol of ``probes.protocol``.
 
     Each criterion is a study of its own: its own folds, fits and metrics. ``final``, ``final-ridge`` and
     ``best-layer-ridge`` are always computed, because gains are stated against them, and shown if asked for.
 
+    Several runs (models, prompts, conditions, scales) are compared on the items that all of them can use, in the same
+    folds and resamples, so that differences between any two judges of any two runs are paired.
+
     Args:
-        run: What to analyse.
+        run: What to analyse; of several runs a mapping by name, or a sequence, which is named after the files.
         judges: Names or aggregators; all the common ones unless given.
+        baseline: What all are set against, in the columns of ``probes.across.difference_columns``: a judge, of the
+            same run each, or ``run:judge``. Of several runs it is ``final`` of the first unless given.
         folds: Group folds of a repeat.
         repeats: How often the items are divided anew.
         resamples: Resamples of the groups for the intervals.
@@ -66,13 +75,45 @@ def compare(
         pool: Treat all criteria as one.
 
     Raises:
-        FitError: A judge, lens or criterion is unknown, or there are too few labelled items or groups.
+        FitError: A judge, lens, criterion or baseline is unknown, there are too few labelled items or groups, or runs
+            differ in a text, group or human score of an item.
     """
     settings = Settings(folds, repeats, resamples, level, seed)
-    notes: list[str] = []
-    shown = _aggregators(run, judges, notes)
-    every = {one.spec: one for one in [*shown, *map(get_aggregator, ("final", *BASELINES))]}
-    studies = [Study(run, part, every, settings) for part in parts(run, criterion, pool=pool)]
+    runs = named_runs(run)
+    reference = Reference.read(baseline, runs)
+    notes: dict[str, list[str]] = {name: [] for name in runs}
+    shown = {name: _aggregators(one, judges, notes[name]) for name, one in runs.items()}
+    every = {
+        name: {one.spec: one for one in [*shown[name], *map(get_aggregator, ("final", *BASELINES))]} for name in runs
+    }
+    if reference is not None:
+        judge = get_aggregator(reference.judge)
+        for name in runs if reference.run is None else [reference.run]:
+            _check_lens(runs[name], judge)
+            every[name].setdefault(judge.spec, judge)
+    found, matched = studies(runs, every, settings, criterion, pool=pool)
+    rows = run_rows(runs, matched)
+    each = {
+        name: _comparison(of, shown[name], notes[name], settings, [row for row in rows if row["run"] == name])
+        for name, of in found.items()
+    }
+    if len(runs) > 1 and reference is not None:
+        return combine(each, reference, runs, matched.notes)
+    (alone,) = each.values()
+    if reference is None:
+        return alone
+    table = add_differences(alone.table, alone.evidence, reference)
+    return replace(alone, table=table, baseline=reference.judge)
+
+
+def _comparison(
+    studies: Sequence[Study],
+    shown: Sequence[Aggregator],
+    notes: list[str],
+    settings: Settings,
+    rows: list[dict[str, Any]],
+) -> Comparison:
+    """What the studies of one run found."""
     several = len(studies) > 1
     for study in studies:
         prefix = f"{study.part.criterion}: " if several else ""
@@ -93,20 +134,21 @@ def compare(
             for spec, judge in study.fitted_judges(names).items()
         },
         warnings=notes,
-        level=level,
+        level=settings.level,
         settings={
-            "folds": folds,
-            "repeats": repeats,
-            "resamples": resamples,
-            "seed": seed,
+            "folds": settings.folds,
+            "repeats": settings.repeats,
+            "resamples": settings.resamples,
+            "seed": settings.seed,
         },
         multi_layer=frozenset(one.spec for one in shown if one.multi_layer),
         evidence={study.part.criterion: study.evidence for study in studies},
+        runs=pd.DataFrame(rows),
     )
 
 
 def by_layer(
-    run: RunLike,
+    run: Runs,
     *,
     band: str = "pointwise",
     folds: int = 5,
@@ -120,7 +162,7 @@ def by_layer(
     """Spearman of every layer's expected value under every lens, with the statistic and folds of ``compare``.
 
     Args:
-        run: What to analyse.
+        run: What to analyse; several as in ``compare``, and then with a first column ``run``.
         band: ``pointwise`` intervals, each of which covers with probability ``level``, or a ``simultaneous`` band,
             which covers all layers of a lens at once with that probability.
         folds: As in ``compare``, like all that follow.
@@ -141,12 +183,11 @@ def by_layer(
     if band not in BANDS:
         raise FitError(f"no band {band!r}: choose one of {', '.join(BANDS)}")
     settings = Settings(folds, repeats, resamples, level, seed)
-    studies = [Study(run, part, {}, settings) for part in parts(run, criterion, pool=pool)]
-    return pd.DataFrame([row for study in studies for row in study.layer_rows(band)])
+    return _of_layers(run, settings, criterion, lambda study: study.layer_rows(band), pool=pool)
 
 
 def layer_tests(
-    run: RunLike,
+    run: Runs,
     *,
     folds: int = 5,
     repeats: int = 5,
@@ -170,8 +211,21 @@ def layer_tests(
         FitError: The run lacks the ``norm`` lens; or as ``compare``.
     """
     settings = Settings(folds, repeats, resamples, level, seed)
-    studies = [Study(run, part, {}, settings) for part in parts(run, criterion, pool=pool)]
-    return pd.DataFrame([row for study in studies for row in study.layer_test_rows()])
+    return _of_layers(run, settings, criterion, Study.layer_test_rows, pool=pool)
+
+
+def _of_layers(
+    run: Runs,
+    settings: Settings,
+    criterion: str | None,
+    rows: Callable[[Study], list[dict[str, Any]]],
+    *,
+    pool: bool,
+) -> pd.DataFrame:
+    runs = named_runs(run)
+    found, _ = studies(runs, {name: {} for name in runs}, settings, criterion, pool=pool)
+    tables = {name: pd.DataFrame([row for study in of for row in rows(study)]) for name, of in found.items()}
+    return next(iter(tables.values())) if len(tables) == 1 else stacked(tables)
 
 
 def fit(run: RunLike, judge: str | Aggregator, *, criterion: str | None = None, pool: bool = False) -> FittedJudge:
@@ -189,7 +243,7 @@ def fit(run: RunLike, judge: str | Aggregator, *, criterion: str | None = None, 
         names = ", ".join(part.criterion for part in chosen)
         raise FitError(f"the run has several criteria: choose one of {names}, or pool them")
     part = chosen[0]
-    logits = part.logits[aggregator.lens]
+    logits = part.logits[aggregator.reads]
     fitted = aggregator.fit(logits, part.y, part.groups)
     agreement = spearman(fitted.predict(logits).value, part.y).value
     return artefact(run, part, fitted, {"in_sample_spearman": agreement})
@@ -219,17 +273,15 @@ def _aggregators(run: RunLike, judges: Sequence[str | Aggregator] | None, notes:
         raise FitError("pass a list of at least one judge, for example ['final', 'lager']")
     chosen = [get_aggregator(judge) if isinstance(judge, str) else judge for judge in given]
     if judges is None:
-        missing = [one.spec for one in chosen if one.lens not in run.lenses]
+        missing = [one.spec for one in chosen if lacking(run, one)]
         if missing:
-            notes.append(f"left out because the run lacks their lens: {', '.join(missing)}")
-        chosen = [one for one in chosen if one.lens in run.lenses]
+            notes.append(f"left out because the run lacks what they read: {', '.join(missing)}")
+        chosen = [one for one in chosen if not lacking(run, one)]
     for one in [*chosen, get_aggregator("final")]:
         _check_lens(run, one)
     return list({one.spec: one for one in chosen}.values())
 
 
 def _check_lens(run: RunLike, aggregator: Aggregator) -> None:
-    if aggregator.lens not in run.lenses:
-        raise FitError(
-            f"{aggregator.spec} reads the lens {aggregator.lens!r}, which the run lacks: it has {', '.join(run.lenses)}"
-        )
+    if lacks := lacking(run, aggregator):
+        raise FitError(lacks)

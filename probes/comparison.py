@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from probes.intervals import Interval
 
 
+def _no_rows() -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame()
+
+
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """Judges compared on the same items.
@@ -44,6 +50,15 @@ class Comparison:
         warnings: What a reader must know about the numbers.
         level: Coverage of the intervals.
         settings: Folds asked for, repeats, resamples and seed.
+        multi_layer: Judges that mix layers.
+        evidence: Scores and coefficients of all judges, by criterion.
+        baseline: What the column ``difference`` is about, if there is one; see ``probes.across``.
+        runs: One row a run and criterion: what judged, items used and not used and why, and in which settings it
+            differs from the first run.
+        prompts: One row a family of prompts, criterion and judge, where several runs differ in their template alone;
+            see ``probes.prompt_spread``.
+        each: The comparison of each run on its own, on the same items; empty where there is one run. Of several runs,
+            every table has a first column ``run``, and judges are called ``run:judge``.
     """
 
     table: pd.DataFrame
@@ -57,6 +72,10 @@ class Comparison:
     settings: Mapping[str, int]
     multi_layer: frozenset[str] = frozenset()
     evidence: Mapping[str, Evidence] = field(default_factory=dict, repr=False)
+    baseline: str | None = None
+    runs: pd.DataFrame = field(default_factory=_no_rows)
+    prompts: pd.DataFrame = field(default_factory=_no_rows)
+    each: Mapping[str, Comparison] = field(default_factory=dict, repr=False)
 
     @property
     def criteria(self) -> list[str]:
@@ -94,10 +113,21 @@ class Comparison:
 
     def summary(self) -> str:
         """What was found, in plain words: a paragraph a criterion, then the warnings."""
-        paragraphs = [self._paragraph(criterion) for criterion in self.criteria]
+        from probes.comparison_text import runs_paragraph
+
+        paragraphs = [
+            runs_paragraph(self, criterion) if self.each else self._paragraph(criterion) for criterion in self.criteria
+        ]
         if self.warnings:
             paragraphs.append("\n".join(["Note:", *(f"- {warning}" for warning in self.warnings)]))
         return "\n\n".join(paragraphs)
+
+    @property
+    def footnote(self) -> str:
+        """What belongs under the table in a paper: statistic, folds, groups, intervals, items used of how many."""
+        from probes.comparison_text import footnote
+
+        return footnote(self)
 
     def _paragraph(self, criterion: str) -> str:
         of_criterion = self.table[self.table["criterion"] == criterion]

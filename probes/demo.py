@@ -37,10 +37,10 @@ def run_demo(
         The comparison, for notebooks.
     """
     from probes.capturing import capture
-    from probes.cli_text import format_table
     from probes.comparing import compare
     from probes.demo_items import vader_words
     from probes.judge import Judge
+    from probes.tables import format_table
 
     items = vader_words(n_words, seed)
     logger.info("loading the judge %s", MODEL)
