@@ -15,6 +15,7 @@ from tests.many_runs import write_run
 from tests.test_cli import run
 
 ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
 FAST = ["--folds", 2, "--repeats", 2, "--resamples", 100]
 
 
@@ -124,9 +125,15 @@ def test_bad_input_is_one_line(arguments, message, capsys):
     assert captured.out == ""
 
 
-def test_the_examples_of_the_docs_run_as_printed(capsys):
-    text = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
-    (commands,) = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+def test_the_python_example_of_the_docs_runs_as_printed(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    exec(example, {})
+    assert "Interval(value=" in capsys.readouterr().out
+    assert Path("judges.md").read_text().startswith("| run | criterion | judge |")
+
+
+def test_the_commands_of_the_docs_run_as_printed(capsys):
+    (commands,) = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
     lines = commands.replace("\\\n", " ").strip().splitlines()
     assert len(lines) >= 4
     for line in lines:
@@ -135,12 +142,9 @@ def test_the_examples_of_the_docs_run_as_printed(capsys):
         # Fewer folds and resamples than printed, for speed.
         assert run(*arguments, *FAST) == 0, line
     assert r"\label{tab:judges}" in Path("judges.tex").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    exec(example, {})
-    assert Path("judges.md").read_text().startswith("| run | criterion | judge |")
     # The table of columns names columns that there are.
     written = pd.read_csv("judges.csv")
-    section = text[text.index("## The columns") : text.index("## Several prompts")]
+    section = TEXT[TEXT.index("## The columns") : TEXT.index("## Several prompts")]
     first_cells = " ".join(re.findall(r"^\| (.*?) \|", section, re.MULTILINE))
     named = set(re.findall(r"`(\w+)`", first_cells)) - {"_lo", "_hi"}
     assert named <= set(written.columns)
