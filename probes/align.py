@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from scipy.stats import kendalltau, rankdata
 
 MIN_PAIRS: Final = 3
@@ -68,7 +68,7 @@ def mae(score: _Score, human: _Score) -> Agreement:
     return Agreement(float(np.abs(x - y).mean()) if len(x) else float("nan"), len(x))
 
 
-def nearest_label(score: _Score, values: Float[np.ndarray, " label"]) -> Int[np.ndarray, " item"]:
+def nearest_label(score: Float[np.ndarray, "*any"], values: Float[np.ndarray, " label"]) -> Int[np.ndarray, "*any"]:
     """Index of the nearest label, clipped to the scale; half-way goes to the higher one."""
     return np.asarray(np.searchsorted((values[1:] + values[:-1]) / 2, score, side="right"))
 
@@ -106,13 +106,23 @@ def pairwise_accuracy(score: _Score, human: _Score) -> Agreement:
     told_apart = pairs - _tied_pairs(x)
     if not told_apart:
         return Agreement(0.5, len(x))
-    tau = float(kendalltau(x, y, method="asymptotic").statistic)
+    # The method is one of finding p, which is not used; the fast one divides by the number of items beyond two.
+    tau = float(kendalltau(x, y, method="exact" if len(x) == 2 else "asymptotic").statistic)
     return Agreement(float((1 + tau * np.sqrt(told_apart / decided)) / 2), len(x))
 
 
 def _tied_pairs(values: _Score) -> float:
     counts = np.unique(values, return_counts=True)[1]
     return float((counts * (counts - 1)).sum() / 2)
+
+
+def rounded(means: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
+    """Means that differ by rounding only, made equal: the same numbers summed in another order are a tie.
+
+    In units of the largest; NaN stays NaN.
+    """
+    size = np.nanmax(np.abs(means), initial=0.0)
+    return np.asarray(np.round(means / size, 10) if size > 0 else means)
 
 
 METRICS: Final[dict[str, Metric]] = {
@@ -175,7 +185,7 @@ def _block(
     result = np.empty((len(scores), weights.shape[1]))
     for judge, score in enumerate(scores):
         order = np.argsort(score, kind="stable")
-        starts = _tie_starts(score[order])
+        starts = tie_starts(score[order])
         if len(starts) == len(order):
             cross, tied_cubes = _cross(order, weights, loaded) + half, cubes
         else:
@@ -235,7 +245,8 @@ def _quotient(
     return np.where(defined, np.clip(value, -1.0, 1.0), np.nan)
 
 
-def _tie_starts(ordered: _Score) -> Int[np.ndarray, " group"]:
+def tie_starts(ordered: Shaped[np.ndarray, " item"]) -> Int[np.ndarray, " group"]:
+    """Where each group of equal values starts, among sorted values."""
     return np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
 
 
@@ -246,7 +257,7 @@ def _spread(
     cubes: Float[np.ndarray, " resample"],
 ) -> Float[np.ndarray, " resample"]:
     order = np.argsort(score, kind="stable")
-    starts = _tie_starts(score[order])
+    starts = tie_starts(score[order])
     if len(starts) < len(order):
         group_weight = np.add.reduceat(weights[order], starts, axis=0)
         cubes = np.einsum("gr,gr,gr->r", group_weight, group_weight, group_weight)
@@ -256,7 +267,7 @@ def _spread(
 def _ranks(score: _Score, weights: Float[np.ndarray, "item resample"]) -> Float[np.ndarray, "item resample"]:
     """Average rank of each item in each expanded resample."""
     order = np.argsort(score, kind="stable")
-    starts = _tie_starts(score[order])
+    starts = tie_starts(score[order])
     group_weight = np.add.reduceat(weights[order], starts, axis=0)
     rank = np.cumsum(group_weight, axis=0) - 0.5 * group_weight + 0.5
     ranks = np.empty_like(weights)

@@ -68,6 +68,22 @@ def interval(
     return _around(float(replicates[0]), _standard_error(replicates, n_groups), _quantile(1 - level, n_groups), limit)
 
 
+def share_interval(replicates: Float[np.ndarray, " resample"], n_groups: int, level: float = 0.95) -> Interval:
+    """As ``interval``, of a share ``p`` between 0 and 1: on the scale of its log odds, Fisher's of ``2p - 1``."""
+    found = interval(2 * replicates - 1, n_groups, level)
+    return Interval(float(replicates[0]), (1 + found.lo) / 2, (1 + found.hi) / 2)
+
+
+def positive_interval(replicates: Float[np.ndarray, " resample"], n_groups: int, level: float = 0.95) -> Interval:
+    """As ``interval``, of something that is never negative, such as a mean error: on the scale of its logarithm."""
+    value, reach = float(replicates[0]), _quantile(1 - level, n_groups) * _standard_error(replicates, n_groups)
+    if np.isnan(value):
+        return UNDEFINED
+    if value <= 0:  # where there is no logarithm
+        return Interval(value, value if reach >= 0 else reach, value + reach)
+    return Interval(value, float(value * np.exp(-reach / value)), float(value * np.exp(reach / value)))
+
+
 def simultaneous(
     replicates: Float[np.ndarray, "curve resample"], n_groups: int, level: float = 0.95, *, limit: float = 1.0
 ) -> list[Interval]:

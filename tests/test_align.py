@@ -74,6 +74,24 @@ def test_pairwise_accuracy_equals_a_double_loop(pair):
     assert np.isnan(found) if not scores else found == pytest.approx(np.mean(scores))
 
 
+def test_pairwise_accuracy_of_one_pair():
+    one = np.array([1.0, 2.0])
+    assert align.pairwise_accuracy(one, one).value == 1
+    assert align.pairwise_accuracy(one, -one).value == 0
+    assert align.pairwise_accuracy(np.ones(2), one).value == 0.5
+    assert np.isnan(align.pairwise_accuracy(one, np.ones(2)).value)
+
+
+def test_means_are_rounded_in_units_of_the_largest_and_gaps_stay():
+    one, other = (0.1 + 0.2) + 0.3, 0.1 + (0.2 + 0.3)
+    assert one != other
+    found = align.rounded(np.array([one, other, np.nan, 1e3]))
+    assert found[0] == found[1]
+    assert np.isnan(found[2])
+    assert np.isnan(align.rounded(np.full(3, np.nan))).all()
+    assert align.rounded(np.zeros(2)).tolist() == [0, 0]
+
+
 def test_pairs_with_a_nan_are_left_out_and_counted():
     judge = np.array([1.0, 2.0, np.nan, 4.0, 3.0])
     human = np.array([1.0, np.nan, 9.0, 3.0, 2.0])

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.coverage import World
-from probes.intervals import interval, mean_over_folds, paired, simultaneous
+from probes.intervals import interval, mean_over_folds, paired, positive_interval, share_interval, simultaneous
 
 
 def replicates(value, errors, seed=0, n=4000):
@@ -44,6 +44,30 @@ def test_interval_stays_within_the_limits():
         assert (nothing_varies.lo, nothing_varies.hi) == (limit, limit)
     same = interval(np.zeros(10), 30, limit=2.0)
     assert (same.value, same.lo, same.hi) == (0, 0, 0)
+
+
+def test_shares_have_an_interval_of_their_log_odds():
+    drawn = replicates(0.8, 0.03)
+    found = share_interval(drawn, 25)
+    error = drawn[1:].std(ddof=1) * np.sqrt(25 / 24)
+    reach = stats.t.ppf(0.975, 24) * error / (0.8 * 0.2)
+    logit = np.log(0.8 / 0.2)
+    expected = (0.8, 1 / (1 + np.exp(-logit + reach)), 1 / (1 + np.exp(-logit - reach)))
+    assert (found.value, found.lo, found.hi) == pytest.approx(expected)
+    edge = share_interval(replicates(1.0, 0.05), 25)
+    assert edge.hi == 1 > edge.lo > 0.8
+
+
+def test_positive_numbers_have_an_interval_of_their_logarithm():
+    drawn = replicates(0.5, 0.1)
+    found = positive_interval(drawn, 25, 0.9)
+    reach = stats.t.ppf(0.95, 24) * drawn[1:].std(ddof=1) * np.sqrt(25 / 24)
+    expected = (0.5, np.exp(np.log(0.5) - reach / 0.5), np.exp(np.log(0.5) + reach / 0.5))
+    assert (found.value, found.lo, found.hi) == pytest.approx(expected)
+    nothing = positive_interval(np.zeros(10), 25)
+    assert (nothing.value, nothing.lo, nothing.hi) == (0, 0, 0)
+    for undefined in (share_interval, positive_interval):
+        assert np.isnan(undefined(np.array([np.nan, 1.0, 0.5]), 25).value)
 
 
 def test_undefined_resamples_are_left_out_and_undefined_estimates_have_no_interval():
