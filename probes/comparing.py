@@ -15,6 +15,7 @@ from probes.comparison import Comparison
 from probes.errors import FitError
 from probes.evidence import BASELINES
 from probes.matching import Runs, named_runs
+from probes.raters import RATER_COLUMNS
 from probes.runlike import RunLike, lacking, layer_logits, parts
 from probes.study import BANDS, Settings, Study, artefact
 
@@ -127,6 +128,8 @@ def _comparison(
             columns=["criterion", "judge", "lens", "layer", "layer_index", "weight", "lo", "hi"],
         ),
         calibration=pd.DataFrame([row for study in studies for row in study.calibration_rows(names)]),
+        levels=pd.DataFrame([row for study in studies for row in study.level_rows(names)]),
+        raters=pd.DataFrame([row for study in studies for row in study.rater_rows()], columns=list(RATER_COLUMNS)),
         human_lines=pd.DataFrame([row for study in studies for row in study.human_rows()]),
         judges={
             f"{spec} [{study.part.criterion}]" if several else spec: judge

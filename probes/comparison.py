@@ -31,20 +31,25 @@ class Comparison:
 
     Attributes:
         table: One row a judge and criterion. Coefficients are means over the folds of the coefficient within
-            the fold; ``mae`` and ``qwk`` are on the scale of the label values. ``labels_used`` is what the
-            fit of a fold sees. ``spearman_others`` goes with the line ``human``: against the same means of all
-            raters but one. ``share_of_ceiling`` is Spearman over the line ``attainable``. ``gain_over_final`` and
-            ``gain_over_baseline`` are paired differences of Spearman, with the p of a permutation test that is not
-            corrected for their number; ``baseline`` is the best judge of one layer with equally many labels
-            (``final`` where none are used).
+            the fold, each with its interval (``_lo``, ``_hi``); ``mae`` and ``qwk`` are on the scale of the label
+            values. ``labels_used`` is what the fit of a fold sees. ``spearman_others`` goes with the line ``human``:
+            against the same means of all raters but one. ``share_of_ceiling`` is Spearman over the line
+            ``attainable``. ``gain_over_final`` and ``gain_over_baseline`` are paired differences of Spearman, with
+            the p of a permutation test that is not corrected for their number; ``baseline`` is the best judge of one
+            layer with equally many labels (``final`` where none are used).
         by_layer: One row a criterion, lens and layer: the same statistic for each layer on its own.
         weights: One row a criterion, judge and layer: weight of the fit on all items, smallest and largest
             among the fits of the folds.
         calibration: One row a criterion and judge: how well its probabilities for held-out items go with the
             raters' scores (``ece``, ``brier``, ``nll``, ``kl``; NaN for judges that give a number only), and how
             much of the scale it uses, beside the raters' mean.
+        levels: One row a criterion, judge and level: Spearman over items, within groups, and over systems, as far as
+            the run has groups and systems; see ``probes.levels.level_rows``.
+        raters: One row a criterion and rater, where the run says that the k-th score is always the same person's;
+            see ``probes.raters.rater_rows``. Empty otherwise.
         human_lines: One row a criterion and line: ``human``, one random rater against the mean of the others;
-            ``attainable``, the square root of the reliability of the raters' mean.
+            ``attainable``, the square root of the reliability of the raters' mean; ``alpha``, Krippendorff's of all
+            raters (interval).
         judges: Judges fitted on all labelled items, by name; ``name [criterion]`` where there are several
             criteria.
         warnings: What a reader must know about the numbers.
@@ -65,6 +70,8 @@ class Comparison:
     by_layer: pd.DataFrame
     weights: pd.DataFrame
     calibration: pd.DataFrame
+    levels: pd.DataFrame
+    raters: pd.DataFrame
     human_lines: pd.DataFrame
     judges: Mapping[str, FittedJudge]
     warnings: list[str]

@@ -1,26 +1,31 @@
 """Reference lines drawn from the raters: how well one of them agrees with the others, and what a judge could attain.
 
-Raters are exchangeable: which of an item's scores are compared is drawn anew for every item.
+Raters are exchangeable: which of an item's scores are compared is drawn anew for every item. Only ``rater_rows`` takes
+column k for one person, and is for runs that say so.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
-from probes.align import METRICS, MIN_PAIRS, Metric
+from probes.align import METRICS, MIN_PAIRS, Metric, rounded
 from probes.errors import FitError
+from probes.intervals import Interval, interval, mean_over_folds
+from probes.protocol import Folds, group_resamples, within_fold_spearman
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from probes.protocol import Folds
-
 DRAWS: Final = 200
 CORRELATIONS: Final = ("spearman", "pearson", "kendall")
+RATER_COLUMNS: Final = (
+    "criterion", "rater", "mean", "offset", "offset_lo", "offset_hi", "spearman", "spearman_lo", "spearman_hi",
+    "n_used", "n_total",
+)  # fmt: skip
 
 _Human = Float[np.ndarray, "item rater"]
 
@@ -63,7 +68,7 @@ def attainable(human: _Human, metric: str = "spearman", n_splits: int = DRAWS, s
         first = np.nanmean(np.where(place < halves[:, None], used, np.nan), axis=1)
         second_half = (place >= halves[:, None]) & (place < 2 * halves[:, None])
         second = np.nanmean(np.where(second_half, used, np.nan), axis=1)
-        values.append(coefficient(_level(first), _level(second)).value)
+        values.append(coefficient(rounded(first), rounded(second)).value)
     agreement = _mean(np.asarray(values))
     if not agreement > 0:
         return HumanLine(float("nan") if np.isnan(agreement) else 0.0, len(used), total)
@@ -149,6 +154,107 @@ def beside_raters(
     return BesideRaters(found[0], np.array(found[1:]), n_used)
 
 
+def krippendorff(human: _Human, metric: str = "interval") -> HumanLine:
+    """Krippendorff's alpha: agreement of all raters with each other, corrected for chance; raters may be missing.
+
+    ``1 - D_o / D_e``, observed over expected disagreement (Krippendorff 2011, Computing Krippendorff's
+    Alpha-Reliability). With ``m_u`` scores of item u and n of all items, ``D_o = 1/n sum_u 1/(m_u - 1) sum_{i != j}
+    d(v_ui, v_uj)`` and ``D_e`` is the mean of d over all pairs of the n scores. Unlike ``attainable`` it is about
+    single scores, not about their mean, and raters who are severe or lenient lower it.
+
+    Args:
+        human: Scores of the raters; NaN is a missing rater.
+        metric: d of two scores: ``interval``, the square of their difference; ``ordinal``, the square of the difference
+            of their average ranks among all n; ``nominal``, whether they differ.
+
+    Returns:
+        NaN where no item has two scores or all scores are the same.
+
+    Raises:
+        FitError: There is no such metric.
+    """
+    used, total = _with_raters(human)
+    there = np.isfinite(used)
+    scores = used[there]
+    if metric == "interval":
+        places = scores[:, None]
+    elif metric == "ordinal":
+        places = np.asarray(rankdata(scores))[:, None]
+    elif metric == "nominal":
+        places = np.sqrt(0.5) * (scores[:, None] == np.unique(scores))
+    else:
+        raise FitError(f"no alpha for {metric!r}: choose one of interval, ordinal, nominal")
+    if not len(scores) or scores.min() == scores.max():
+        return HumanLine(float("nan"), len(used), total)
+    item = np.nonzero(there)[0]
+    counts = np.bincount(item)
+    # Twice the sum of squares about the mean is the sum over pairs, divided by their number.
+    means = np.stack([np.bincount(item, of) / counts for of in places.T], axis=1)
+    within = ((places - means[item]) ** 2).sum(axis=1)
+    observed = (within * (counts / (counts - 1))[item]).sum() / len(scores)
+    expected = ((places - places.mean(axis=0)) ** 2).sum() / (len(scores) - 1)
+    return HumanLine(float(1 - observed / expected), len(used), total)
+
+
+def rater_rows(
+    human: _Human,
+    groups: Int[np.ndarray, " item"],
+    folds: Folds,
+    resamples: int,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Every rater beside the others, where column k of the scores is the same person throughout.
+
+    Over the items that both the rater and another one scored: Spearman with the mean of the others, within folds as for
+    judges, and the offset, the mean difference to it.
+
+    Args:
+        human: Scores of the raters as given; NaN is a missing rater.
+        groups: What is resampled.
+        folds: Folds of each repeat.
+        resamples: Number of resamples.
+        level: Of the intervals.
+        seed: Of the resamples.
+
+    Returns:
+        One row a rater: ``rater`` (from 1), ``mean`` (of all that it scored), ``offset, offset_lo, offset_hi, spearman,
+        spearman_lo, spearman_hi, n_used``.
+    """
+    human = np.asarray(human, dtype=np.float64)
+    there = np.isfinite(human)
+    total, count = np.where(there, human, 0.0).sum(axis=1), there.sum(axis=1)
+    drawn, code = group_resamples(groups, resamples, seed)
+    weights = drawn[:, code]
+    span = float(human[there].max() - human[there].min()) if there.any() else 0.0
+    rows = []
+    for rater, scored in enumerate(there.T):
+        both = scored & (count >= 2)
+        own = np.where(both, human[:, rater], np.nan)
+        others = np.full(len(human), np.nan)
+        others[both] = (total - human[:, rater])[both] / (count[both] - 1)
+        in_folds = np.broadcast_to(own, folds.fold.shape)
+        found = within_fold_spearman([in_folds], rounded(others), groups, folds, resamples, seed)[0]
+        n_drawn = weights[:, both].sum(axis=1)
+        apart = weights[:, both] @ (own - others)[both]
+        offset = np.divide(apart, n_drawn, out=np.full(len(apart), np.nan), where=n_drawn > 0)
+        n_groups = len(np.unique(code[both]))
+        rows.append(
+            {
+                "rater": rater + 1,
+                "mean": float(human[scored, rater].mean()) if scored.any() else float("nan"),
+                **_named("offset", interval(offset, n_groups, level, limit=max(span, 1e-9))),
+                **_named("spearman", interval(mean_over_folds(found), n_groups, level)),
+                "n_used": int(both.sum()),
+            }
+        )
+    return rows
+
+
+def _named(name: str, found: Interval) -> dict[str, float]:
+    return {name: found.value, f"{name}_lo": found.lo, f"{name}_hi": found.hi}
+
+
 def _unit_ranks(rows: Float[np.ndarray, "row item"]) -> Float[np.ndarray, "row item"]:
     """Ranks of each row, centred and of length one, so that products are Spearman's; NaN for equal values and NaN."""
     ranks = rankdata(rows, axis=1, nan_policy="propagate")
@@ -178,7 +284,7 @@ def _one_and_others(
     for _ in range(n_draws):
         chosen = np.where(there, rng.random(human.shape), -1).argmax(axis=1)
         one = human[np.arange(len(human)), chosen]
-        yield one, _level((total - one) / (count - 1))
+        yield one, rounded((total - one) / (count - 1))
 
 
 def _shuffled_place(human: _Human, rng: np.random.Generator) -> Int[np.ndarray, "item rater"]:
@@ -187,12 +293,6 @@ def _shuffled_place(human: _Human, rng: np.random.Generator) -> Int[np.ndarray, 
     keys = rng.random(human.shape) + missing
     place = np.argsort(np.argsort(keys, axis=1), axis=1)
     return np.asarray(np.where(missing, human.shape[1], place))
-
-
-def _level(means: Float[np.ndarray, " item"]) -> Float[np.ndarray, " item"]:
-    """Means that differ by rounding only, made equal: the same raters summed in another order are a tie."""
-    size = np.abs(means).max(initial=0.0)
-    return np.asarray(np.round(means / size, 10) if size > 0 else means)
 
 
 def _mean(values: Float[np.ndarray, " draw"]) -> float:

@@ -10,21 +10,23 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.aggregate import Aggregator, FittedAggregator, expected_values
-from probes.align import Metric, kendall, mae, pairwise_accuracy, pearson, qwk
 from probes.artefact import FittedJudge, fit_set_hash, package_version
 from probes.calibration import brier, ece, kl, nll, scale_use, targets
 from probes.errors import FitError
 from probes.evidence import Evidence
 from probes.intervals import MIN_RESAMPLES, UNDEFINED, Interval, mean_over_folds, simultaneous
+from probes.levels import level_rows
 from probes.origin import origin_of
 from probes.permutation import holm, n_permutations
-from probes.protocol import Folds, OutOfFold, make_folds, out_of_fold, standing, within_fold
-from probes.raters import BesideRaters, HumanLine, attainable, beside_raters
+from probes.protocol import Folds, OutOfFold, make_folds, out_of_fold, standing
+from probes.raters import BesideRaters, HumanLine, attainable, beside_raters, krippendorff, rater_rows
+from probes.resampling import METRICS, interval_of, within_fold_agreement
 from probes.runlike import where
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from probes.items import Item
     from probes.runlike import Part, RunLike
 
 _FEW_GROUPS: Final = 20
@@ -59,7 +61,7 @@ class Study:
         self._aggregators = aggregators
         self.folds: Folds = make_folds(part.y, part.groups, settings.folds, settings.repeats, settings.seed)
         self._predicted: dict[str, OutOfFold] = {
-            spec: out_of_fold(one, part.logits[one.lens], part.y, part.groups, self.folds)
+            spec: out_of_fold(one, part.logits[one.reads], part.y, part.groups, self.folds)
             for spec, one in aggregators.items()
         }
         how = (part.y, part.groups, self.folds, settings.resamples, settings.level, settings.seed)
@@ -87,7 +89,7 @@ class Study:
         full = {}
         for spec, one in self._aggregators.items():
             if self._predicted[spec].fits:
-                full[spec] = one.fit(self.part.logits[one.lens], self.part.y, self.part.groups)
+                full[spec] = one.fit(self.part.logits[one.reads], self.part.y, self.part.groups)
         return full
 
     def _warnings(self) -> list[str]:
@@ -117,16 +119,10 @@ class Study:
 
     def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Rows of the table."""
-        metrics: dict[str, Metric] = {
-            "pearson": pearson,
-            "kendall": kendall,
-            "pairwise_accuracy": pairwise_accuracy,
-            "mae": mae,
-            "qwk": lambda score, human: qwk(score, human, np.asarray(self._run.scale.values)),
-        }
         evidence, ceiling = self.evidence, self._ceiling.value
         baseline = {spec: evidence.baseline if self._aggregators[spec].needs_labels else "final" for spec in names}
         beside = dict(zip(evidence.scores, self._beside.judges, strict=True))
+        agreement = self._agreement(names)
         p_final, p_baseline = self._p_values(dict.fromkeys(names, "final")), self._p_values(baseline)
         return [
             {
@@ -141,15 +137,42 @@ class Study:
                 **_named("spearman", evidence.estimates[spec]),
                 "spearman_others": float(beside[spec]),
                 "share_of_ceiling": evidence.estimates[spec].value / ceiling if ceiling > 0 else float("nan"),
-                **{
-                    name: within_fold(metric, evidence.scores[spec], self.part.y, self.folds)
-                    for name, metric in metrics.items()
-                },
+                **agreement[spec],
                 **self._gain("gain_over_final", spec, "final", p_final),
                 **self._gain("gain_over_baseline", spec, baseline[spec], p_baseline),
                 "baseline": baseline[spec] or "",
             }
             for spec in names
+        ]
+
+    def _agreement(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """All metrics but Spearman of each judge, with their intervals."""
+        settings, evidence = self._settings, self.evidence
+        found = within_fold_agreement(
+            [evidence.scores[spec] for spec in names],
+            self.part.y,
+            self.part.groups,
+            self.folds,
+            np.asarray(self._run.scale.values, dtype=np.float64),
+            settings.resamples,
+            settings.seed,
+        )
+        columns: dict[str, dict[str, float]] = {spec: {} for spec in names}
+        for metric in METRICS:
+            for spec, replicates in zip(names, found[metric], strict=True):
+                columns[spec] |= _named(metric, interval_of(metric, replicates, evidence.n_groups, settings.level))
+        return columns
+
+    def level_rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Rows of the table of levels."""
+        rows = self.part.rows
+        systems = [self._items[row].system for row in rows.tolist()]
+        sources = np.asarray(self._run.groups)[rows].astype(str)
+        found = level_rows(self.evidence, names, sources, systems, self._settings.resamples, self.part.n_total)
+        return [
+            {"criterion": self.part.criterion, "judge": row["judge"], "lens": self._aggregators[row["judge"]].lens}
+            | row
+            for row in found
         ]
 
     def _p_values(self, over: Mapping[str, str | None]) -> dict[str, float]:
@@ -286,18 +309,37 @@ class Study:
 
     def human_rows(self) -> list[dict[str, Any]]:
         """Rows of the table of human lines."""
-        lines = {"human": (self._beside.human, self._beside.n_used), "attainable": self._ceiling[:2]}
+        lines = {
+            "human": ("spearman", self._beside.human, self._beside.n_used),
+            "attainable": ("spearman", *self._ceiling[:2]),
+            "alpha": ("krippendorff", *krippendorff(self._human)[:2]),
+        }
         return [
             {
                 "criterion": self.part.criterion,
                 "line": line,
-                "metric": "spearman",
+                "metric": metric,
                 "value": value,
                 "n_used": n_used,
                 "n_total": self.part.n_total,
             }
-            for line, (value, n_used) in lines.items()
+            for line, (metric, value, n_used) in lines.items()
         ]
+
+    def rater_rows(self) -> list[dict[str, Any]]:
+        """Rows of the table of raters; none where the k-th score need not be the same person's throughout.
+
+        Captured items say so. Those that do not, because somebody else made them, have raters in slots.
+        """
+        if getattr(self._items, "raters", "slots") != "identity":
+            return []
+        settings = self._settings
+        found = rater_rows(self._human, self.part.groups, self.folds, settings.resamples, settings.level, settings.seed)
+        return [{"criterion": self.part.criterion, **row, "n_total": self.part.n_total} for row in found]
+
+    @cached_property
+    def _items(self) -> Sequence[Item]:
+        return self._run.items
 
     @property
     def _human(self) -> Float[np.ndarray, "item rater"]:

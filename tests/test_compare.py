@@ -15,8 +15,12 @@ from probes.comparing import DEFAULT_JUDGES, by_layer, compare, fit, layer_tests
 from probes.comparison import _verdict
 from probes.errors import FitError
 from probes.intervals import Interval
+from probes.items import Items
 from probes.permutation import holm
 from probes.protocol import make_folds
+from probes.raters import RATER_COLUMNS, krippendorff
+from probes.resampling import METRICS
+from probes.runlike import layer_logits
 from probes.scale import Scale
 from tests.fake_run import FakeRun
 
@@ -46,7 +50,7 @@ def test_table_has_a_row_a_judge_with_labels_items_and_intervals(helpful):
     assert {
         "judge", "lens", "criterion", "labels_used", "n_used", "n_total", "n_groups",
         "n_folds", "spearman", "spearman_lo", "spearman_hi", "spearman_others", "share_of_ceiling",
-        "pearson", "kendall", "pairwise_accuracy", "mae", "qwk", "gain_over_final",
+        *METRICS, *(f"{metric}_lo" for metric in METRICS), *(f"{metric}_hi" for metric in METRICS), "gain_over_final",
         "gain_over_final_lo", "gain_over_final_hi", "gain_over_final_p", "gain_over_baseline",
         "gain_over_baseline_lo", "gain_over_baseline_hi",
         "gain_over_baseline_p", "baseline",
@@ -55,7 +59,8 @@ def test_table_has_a_row_a_judge_with_labels_items_and_intervals(helpful):
     for _, one in table.iterrows():
         assert one["labels_used"] == (0 if one["judge"] in free else 128)
         assert (one["n_used"], one["n_total"], one["n_groups"]) == (160, 160, 80)
-        assert one["spearman_lo"] < one["spearman"] < one["spearman_hi"]
+        for metric in ("spearman", *METRICS):
+            assert one[f"{metric}_lo"] < one[metric] < one[f"{metric}_hi"]
         assert one["gain_over_final"] == pytest.approx(one["spearman"] - row(helpful, "final")["spearman"])
         assert one["gain_over_baseline"] == pytest.approx(one["spearman"] - row(helpful, one["baseline"])["spearman"])
     ridges = table.set_index("judge").loc[["final-ridge", "best-layer-ridge"], "spearman"]
@@ -79,9 +84,8 @@ def test_metrics_of_final_are_means_of_scipys_within_folds(helpful):
 
 
 def logits_of(run, lens="norm"):
-    from probes.aggregate import LayerLogits
 
-    return LayerLogits(run.item_logits(lens), run.layers, np.asarray(run.scale.values), lens)
+    return layer_logits(run, lens)
 
 
 def test_layers_agree_with_the_table_and_constant_layers_are_gaps(helpful):
@@ -126,14 +130,40 @@ def test_judges_are_fitted_on_all_items_and_carry_their_metrics(helpful):
 
 def test_human_lines(helpful):
     lines = helpful.human_lines.set_index("line")
-    assert lines.index.tolist() == ["human", "attainable"]
+    assert lines.index.tolist() == ["human", "attainable", "alpha"]
+    assert lines["metric"].tolist() == ["spearman", "spearman", "krippendorff"]
+    assert lines.loc["alpha", "value"] == krippendorff(FakeRun(160, signal=HELPFUL).human).value
     assert 0.6 < lines.loc["human", "value"] < lines.loc["attainable", "value"] < 1
-    assert lines["n_used"].tolist() == [160, 160]
+    assert lines["n_used"].tolist() == [160, 160, 160]
     table = helpful.table
     np.testing.assert_allclose(table["share_of_ceiling"], table["spearman"] / lines.loc["attainable", "value"])
     # Against all raters but one, whose mean is noisier than that of all, every good judge agrees a little less.
     good = table[table["spearman"] > 0.3]
     assert (good["spearman_others"].between(good["spearman"] - 0.1, good["spearman"])).all()
+
+
+def test_raters_have_rows_only_where_the_run_says_who_they_are(helpful):
+    assert helpful.raters.columns.tolist() == list(RATER_COLUMNS)
+    assert len(helpful.raters) == 0  # its items do not say
+
+    class Declared(FakeRun):
+        kind = "identity"
+
+        @property
+        def items(self):
+            return Items(super().items, self.kind)
+
+    run = Declared(60, raters=2, criteria=["x", "y"] * 30)
+    found = compare(run, ["final"], **FAST).raters
+    assert found.columns.tolist() == list(RATER_COLUMNS)
+    assert found[["criterion", "rater", "n_used", "n_total"]].to_numpy().tolist() == [
+        ["x", 1, 30, 30], ["x", 2, 30, 30], ["y", 1, 30, 30], ["y", 2, 30, 30],
+    ]  # fmt: skip
+    of_two = found[found["criterion"] == "x"]
+    assert of_two["spearman"].nunique() == 1
+    assert of_two["offset"].sum() == pytest.approx(0, abs=1e-6)
+    run.kind = "slots"
+    assert len(compare(run, ["final"], **FAST).raters) == 0
 
 
 def test_differences_come_with_the_p_of_a_permutation_test(helpful):
@@ -276,7 +306,7 @@ def test_default_judges_follow_the_lenses_of_the_run():
     found = compare(run, **FAST)
     left_out = ["uniform", "lager", "lager-schedule", "lager-released"]
     assert found.table["judge"].tolist() == [judge for judge in DEFAULT_JUDGES if judge not in left_out]
-    assert found.warnings == [f"left out because the run lacks their lens: {', '.join(left_out)}"]
+    assert found.warnings == [f"left out because the run lacks what they read: {', '.join(left_out)}"]
     refuses("lager reads the lens 'raw', which the run lacks: it has norm", compare, run, ["final", "lager"], **FAST)
     refuses("lager reads the lens 'raw', which the run lacks: it has norm", fit, run, "lager")
 

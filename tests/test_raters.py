@@ -10,8 +10,9 @@ from scipy import stats
 
 from probes import align
 from probes.errors import FitError
-from probes.protocol import make_folds
-from probes.raters import _level, _one_and_others, attainable, beside_raters, human_agreement
+from probes.intervals import interval
+from probes.protocol import group_resamples, make_folds
+from probes.raters import _one_and_others, attainable, beside_raters, human_agreement, krippendorff, rater_rows
 
 
 def raters(n_items, n_raters, noise, seed=0, missing=0.0):
@@ -137,4 +138,95 @@ def test_means_of_the_same_ratings_in_another_order_are_ties():
     # Sums of these depend on their order in the last bit; all means of the others are the same.
     human = np.array([[9.0, 0.1, 0.2, 0.3], [8.0, 0.3, 0.2, 0.1], [7.0, 0.2, 0.3, 0.1], [6.0, 0.3, 0.1, 0.2]])
     assert len({row[1:].sum() for row in human}) > 1
-    assert len(set(_level(human[:, 1:].sum(axis=1) / 3))) == 1
+    assert len(set(align.rounded(human[:, 1:].sum(axis=1) / 3))) == 1
+
+
+def published():
+    """The data of Krippendorff 2011, four observers and twelve units, ``.`` being missing."""
+    rows = """
+        1 2 3 3 2 1 4 1 2 . . .
+        1 2 3 3 2 2 4 1 2 5 . 3
+        . 3 3 3 2 3 4 2 2 5 1 .
+        1 2 3 3 2 4 4 1 2 5 1 .
+    """
+    return np.array(
+        [[np.nan if one == "." else float(one) for one in row.split()] for row in rows.split("\n") if row.strip()]
+    ).T
+
+
+@pytest.mark.parametrize(("metric", "alpha"), [("interval", 0.849), ("ordinal", 0.815), ("nominal", 0.743)])
+def test_alpha_is_that_of_krippendorffs_own_example(metric, alpha):
+    found = krippendorff(published(), metric)
+    assert found.value == pytest.approx(alpha, abs=5e-4)
+    assert (found.n_used, found.n_total) == (11, 12)  # the last unit has one score only
+
+
+@pytest.mark.parametrize("metric", ["interval", "ordinal", "nominal"])
+def test_alpha_equals_a_loop_over_pairs_of_scores(metric):
+    human = np.round(raters(40, 4, 1.0, missing=0.3))
+    units = [row[np.isfinite(row)] for row in human if np.isfinite(row).sum() >= 2]
+    every = np.concatenate(units)
+
+    def apart(c, k):
+        low, high = min(c, k), max(c, k)
+        if metric == "nominal":
+            return float(c != k)
+        if metric == "interval":
+            return (c - k) ** 2
+        between = ((every >= low) & (every <= high)).sum() - ((every == c).sum() + (every == k).sum()) / 2
+        return 0.0 if c == k else between**2
+
+    def total(scores):
+        return sum(apart(c, k) for c in scores for k in scores)  # of a score with itself it is 0
+
+    observed = sum(total(unit) / (len(unit) - 1) for unit in units) / len(every)
+    expected = total(every) / (len(every) * (len(every) - 1))
+    assert krippendorff(human, metric).value == pytest.approx(1 - observed / expected, abs=1e-12)
+
+
+def test_alpha_of_nothing_is_undefined_and_of_severe_raters_low():
+    assert np.isnan(krippendorff(np.ones((5, 3))).value)
+    assert np.isnan(krippendorff(raters(5, 1, 1.0)).value)
+    human = raters(200, 3, 0.5)
+    assert krippendorff(human + np.array([0, 2, 4])).value < 0.2 < krippendorff(human).value
+    with pytest.raises(FitError, match="^no alpha for 'ratio': choose one of interval, ordinal, nominal$"):
+        krippendorff(human, "ratio")
+
+
+def test_every_rater_is_set_beside_the_mean_of_its_others():
+    human = np.round(raters(60, 3, 1.0, missing=0.2), 1)
+    human[:, 1] += 2.0  # lenient
+    human[7, 1:] = np.nan  # rated by one alone
+    groups = np.arange(60) // 2
+    folds = make_folds(np.nanmean(np.nan_to_num(human), axis=1), groups, 3, 2)
+    rows = rater_rows(human, groups, folds, 40, 0.9, 5)
+    assert [row["rater"] for row in rows] == [1, 2, 3]
+    drawn, code = group_resamples(groups, 40, 5)
+    for k, row in enumerate(rows):
+        rest = np.delete(human, k, axis=1)
+        both = np.isfinite(human[:, k]) & np.isfinite(rest).any(axis=1)
+        others = np.array([np.nanmean(rest[i]) if both[i] else np.nan for i in range(60)])
+        assert row["n_used"] == both.sum()
+        assert row["mean"] == pytest.approx(np.nanmean(human[:, k]))
+        apart = human[:, k] - others
+        replicates = np.array([np.average(apart[both], weights=weights[both]) for weights in drawn[:, code]])
+        span = np.nanmax(human) - np.nanmin(human)
+        expected = interval(replicates, len(set(groups[both])), 0.9, limit=span)
+        assert (row["offset"], row["offset_lo"], row["offset_hi"]) == pytest.approx(
+            (expected.value, expected.lo, expected.hi)
+        )
+        inside = [test[both[test]] for _, test in folds.tests()]
+        value = np.mean([stats.spearmanr(human[test, k], np.round(others[test], 9)).statistic for test in inside])
+        assert row["spearman"] == pytest.approx(value)
+        assert row["spearman_lo"] < value < row["spearman_hi"]
+    assert rows[1]["offset_lo"] > 1.5
+    assert rows[0]["offset_hi"] < 0
+
+
+def test_a_rater_without_scores_has_a_row_of_gaps():
+    human = raters(30, 3, 1.0)
+    human[:, 2] = np.nan
+    folds = make_folds(human[:, 0], np.arange(30), 3, 1)
+    row = rater_rows(human, np.arange(30), folds, 10)[2]
+    assert row["n_used"] == 0
+    assert np.isnan([row["mean"], row["offset"], row["spearman"], row["spearman_lo"]]).all()
