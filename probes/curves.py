@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from probes.aggregate import MIN_FIT, Aggregator, get_aggregator
 from probes.align import spearman, weighted_spearman
 from probes.errors import FitError
+from probes.intervals import DIFFERENCE, interval, mean_over_folds
 from probes.protocol import group_codes, group_resamples, make_folds, out_of_fold, within_fold_spearman
 from probes.runlike import Part, RunLike, parts, where
 
@@ -39,8 +40,9 @@ def learning_curve(
 
     The groups are divided once. One part gives the labels: in each of ``draws`` random orders of its groups the first
     ``n`` items are used, so that a larger fit contains the smaller ones. On the other part every fit is tested. The
-    value is the mean over draws. Intervals are percentiles over resamples that draw both the label draws and the
-    test groups anew, the same for all judges.
+    value is the mean over draws. Intervals are those of ``probes.intervals``, from resamples that draw both the label
+    draws and the test groups anew, the same for all judges. All label draws are from one part of one run, so they do
+    not tell how much another such part would change.
 
     Args:
         run: A run with human scores.
@@ -64,7 +66,6 @@ def learning_curve(
     """
     names = list(dict.fromkeys([*judges, reference]))
     chosen = [get_aggregator(name) for name in names]
-    tail = (1 - level) / 2
     rows = []
     for part in parts(run, criterion, pool=pool):
         pool_rows, test = _divide(part, test_share, seed)
@@ -90,7 +91,8 @@ def learning_curve(
             mean = np.einsum("jdr,rd->jr", np.nan_to_num(found), drawn) / draws
             gain = mean - mean[names.index(reference)]
             for number, one in enumerate(chosen):
-                value, difference = mean[number], gain[number]
+                value = interval(mean[number], weights.shape[1], level)
+                difference = interval(gain[number], weights.shape[1], level, limit=DIFFERENCE)
                 rows.append(
                     {
                         "criterion": part.criterion,
@@ -98,12 +100,12 @@ def learning_curve(
                         "lens": one.lens,
                         "n_labels": size,
                         "n_test": len(test),
-                        "value": value[0],
-                        "lo": np.quantile(value[1:], tail),
-                        "hi": np.quantile(value[1:], 1 - tail),
-                        "gain": difference[0],
-                        "gain_lo": np.quantile(difference[1:], tail),
-                        "gain_hi": np.quantile(difference[1:], 1 - tail),
+                        "value": value.value,
+                        "lo": value.lo,
+                        "hi": value.hi,
+                        "gain": difference.value,
+                        "gain_lo": difference.lo,
+                        "gain_hi": difference.hi,
                     }
                 )
     return pd.DataFrame(rows)
@@ -136,7 +138,7 @@ def _tested(
     weights: Int[np.ndarray, "resample test"],
 ) -> Float[np.ndarray, "draw resample"]:
     """Spearman on the test items, in every resample, of the judge fitted on each draw; NaN where it cannot be."""
-    logits = part.logits[aggregator.lens]
+    logits = part.logits[aggregator.reads]
     on_test = logits.select(test)
     scores = np.full((len(fits), len(test)), np.nan)
     for draw, rows in enumerate(fits):
@@ -194,28 +196,29 @@ def transfer(
         several = parts(run)
         for part in several:
             sets[f"{name}/{part.criterion}" if len(several) > 1 else name] = part
-    aggregator, final, tail = get_aggregator(judge), get_aggregator("final"), (1 - level) / 2
-    fits = {name: aggregator.fit(part.logits[aggregator.lens], part.y, part.groups) for name, part in sets.items()}
+    aggregator, final = get_aggregator(judge), get_aggregator("final")
+    fits = {name: aggregator.fit(part.logits[aggregator.reads], part.y, part.groups) for name, part in sets.items()}
     rows = []
     for tested_on, part in sets.items():
-        plain = final.fit(part.logits[final.lens]).predict(part.logits[final.lens]).value
+        plain = final.fit(part.logits[final.reads]).predict(part.logits[final.lens]).value
         weights, code = group_resamples(part.groups, resamples, seed)
         for fitted_on, fitted in fits.items():
             if fitted_on == tested_on:
                 made = make_folds(part.y, part.groups, folds, repeats, seed)
-                scores = out_of_fold(aggregator, part.logits[aggregator.lens], part.y, part.groups, made).scores
+                scores = out_of_fold(aggregator, part.logits[aggregator.reads], part.y, part.groups, made).scores
                 found = within_fold_spearman([scores], part.y, part.groups, made, resamples, seed)[0]
-                values = np.nanmean(found, axis=0)
+                values = mean_over_folds(found)
             else:
-                scores = fitted.predict(part.logits[aggregator.lens]).value[None]
+                scores = fitted.predict(part.logits[aggregator.reads]).value[None]
                 values = weighted_spearman(scores, part.y, weights[:, code])[0]
+            value = interval(values, part.n_groups, level)
             rows.append(
                 {
                     "fitted_on": fitted_on,
                     "tested_on": tested_on,
-                    "value": values[0],
-                    "lo": np.nanquantile(values[1:], tail),
-                    "hi": np.nanquantile(values[1:], 1 - tail),
+                    "value": value.value,
+                    "lo": value.lo,
+                    "hi": value.hi,
                     "final": spearman(plain, part.y).value,
                     "n_fit": len(sets[fitted_on].y),
                     "n_test": len(part.y),
