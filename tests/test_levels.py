@@ -11,7 +11,7 @@ from probes.comparing import compare
 from probes.evidence import Evidence
 from probes.intervals import DIFFERENCE, interval
 from probes.items import Item
-from probes.levels import level_rows
+from probes.levels import _mean_ranks, level_rows
 from probes.protocol import group_resamples, make_folds
 from tests.fake_run import FakeRun
 
@@ -121,6 +121,14 @@ def test_system_level_ranks_means_within_folds_of_every_resample():
         gain = interval(np.nanmean(values - of_final, axis=0), 16, limit=DIFFERENCE)
         assert as_interval(row, "gain_over_final") == pytest.approx((gain.value, gain.lo, gain.hi))
         assert row[["n_units", "n_units_total", "n_used", "n_total"]].tolist() == [6, 6, 94, 100]
+
+
+def test_systems_with_the_same_scores_in_another_order_are_ties():
+    values = np.array([0.1, 0.2, 0.3, 0.3, 0.2, 0.1, 0.9])
+    belongs = np.repeat(np.eye(3), [3, 3, 1], axis=0).T
+    assert len({values[:3].sum(), values[3:6].sum()}) == 2
+    ranks = _mean_ranks(values, belongs, np.ones((7, 1)), belongs.sum(axis=1, keepdims=True))
+    assert ranks[:, 0].tolist() == [-0.5, -0.5, 1.0]
 
 
 def test_a_judge_that_knows_sources_only_ranks_items_but_no_responses_and_no_systems():
