@@ -64,7 +64,8 @@ _QUALITY = (
 )
 
 SETS: Final = {
-    "words": HumanSet("", (), "-4..4"),  # the demo's own template
+    "demo": HumanSet("", (), "-4..4", limit=450),  # the demo's own template
+    "words": HumanSet("", (), "-4..4"),
     "vader_amazon": _sentiment(
         "product review sentence",
         ("This is the best phone I have ever owned.", "5"),
@@ -138,10 +139,12 @@ SETS: Final = {
     "summeval": HumanSet(_QUALITY, (), "1..5", limit=960),
 }
 
+_WORDS: Final = ("demo", "words")
+
 
 def items_of(name: str, data: Path, limit: int) -> probes.Items:
     """The items of a set: whole groups, in the order in which they begin, up to a limit."""
-    if name == "words":
+    if name in _WORDS:
         return probes.vader_words(limit)
     items = probes.read_items(data / "items" / f"{name}.jsonl")
     counts = Counter(items.groups.tolist())
@@ -153,11 +156,13 @@ def items_of(name: str, data: Path, limit: int) -> probes.Items:
 def capture_set(name: str, base: probes.Judge, data: Path, out: Path, limit: int | None = None) -> probes.Run:
     """Capture a set with a judge's model, or open what has been captured."""
     asked = SETS[name]
-    template = "words" if name == "words" else asked.template(name)
+    template = "words" if name in _WORDS else asked.template(name)
     judge = probes.Judge.load(
         base.bridge, tokenizer=base.tokenizer, template=template, scale="1..5", human_range=asked.human_range
     )
-    return probes.capture(judge, items_of(name, data, limit or asked.limit), out / f"{name}.h5", lenses=("raw", "norm"))
+    return probes.capture(
+        judge, items_of(name, data, min(limit or asked.limit, asked.limit)), out / f"{name}.h5", lenses=("raw", "norm")
+    )
 
 
 def random_weights(base: probes.Judge, seed: int = 0) -> probes.Judge:

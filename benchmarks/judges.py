@@ -1,7 +1,7 @@
 """Judges compared on all captured sets: ``python -m benchmarks.judges --runs runs/sets --out runs/judges``.
 
-The sets are those of ``benchmarks.human_sets``. The default judge was chosen on ``words`` and ``vader_amazon`` alone,
-among some twenty variants; on all others it is tested.
+The sets are those of ``benchmarks.human_sets``; ``--control runs/random`` names captures of an untrained model. A set
+is written as soon as it is done, and not done again; ``benchmarks.judges_report`` makes the tables of docs/judges.md.
 """
 
 from __future__ import annotations
@@ -10,31 +10,39 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
 
 import probes
+from probes.aggregate import DEFAULT_JUDGE
 from probes.comparing import compare
 from probes.curves import learning_curve, transfer
 
 if TYPE_CHECKING:
+    from probes.comparison import Comparison
     from probes.runlike import RunLike
 
-DEFAULT = "spectral-ridge"
-JUDGES = (
-    "final",
-    "final-ridge",
-    "best-layer-ridge",
-    "uniform",
-    "lager",
-    "lager@norm",
-    "slope-ridge",
-    "logit-ridge",
-    DEFAULT,
+# The ten rows of LAGER's ablation, the same on the norm lens where that is another judge, and what labels give without
+# other layers.
+ABLATION: Final = (
+    *("vscore", "final", "uniform-max", "uniform", "prob-uniform-max", "prob-uniform"),
+    *("lager-max", "lager", "prob-tuned-max", "prob-tuned"),
 )
-DEVELOPMENT = ("words", "vader_amazon")
+BASELINES: Final = ("final-ridge", "best-layer-ridge", "text-ridge")
+# What the default could have been.
+CANDIDATES: Final = (
+    *("uniform", "uniform@norm", "uniform@tuned", "prob-uniform", "whitened", "agreement"),
+    *("lager", "lager@norm", "lager@tuned", "prob-tuned", "lager-schedule", "lager-released", "calibrated"),
+    *("slope-ridge", "logit-ridge", "logit-ridge@raw", "low-rank-ridge", "spectral-ridge", "spectral-ridge@raw"),
+    DEFAULT_JUDGE,
+)
+DEVELOPMENT: Final = ("demo", "words", "vader_amazon")
+CURVES: Final = (
+    *("final", "final-ridge", "best-layer-ridge", "text-ridge", "lager@norm", "calibrated"),
+    *("slope-ridge", "logit-ridge", "low-rank-ridge", "spectral-ridge", DEFAULT_JUDGE),
+)
 
 
 class Permuted:
@@ -53,57 +61,75 @@ class Permuted:
         return getattr(self._run, name)
 
 
-def compared(run: RunLike, judges: tuple[str, ...], resamples: int) -> pd.DataFrame:
-    """The table of a comparison, with the human lines."""
-    found = compare(run, list(judges), resamples=resamples)
-    return found.table
+def against(found: Comparison, first: str, *others: str) -> list[dict[str, Any]]:
+    """The paired difference between a judge and the best of others, a row a criterion."""
+    rows = []
+    for criterion in found.criteria:
+        estimates = found.evidence[criterion].estimates
+        best = max(others, key=lambda judge: -np.inf if np.isnan(estimates[judge].value) else estimates[judge].value)
+        gain = found.difference(first, best, criterion)
+        rows.append(
+            {"criterion": criterion, "judge": first, "over": best, "gain": gain.value, "lo": gain.lo, "hi": gain.hi}
+        )
+    return rows
+
+
+def study(run: RunLike, resamples: int) -> dict[str, pd.DataFrame]:
+    """All tables of one set."""
+    found = compare(
+        run, list(dict.fromkeys([*ABLATION, *BASELINES, *CANDIDATES, "residual-ridge"])), resamples=resamples
+    )
+    shuffled: Any = Permuted(run)
+    control = compare(shuffled, ["final", "final-ridge", DEFAULT_JUDGE, "residual-ridge"], resamples=resamples)
+    return {
+        "table": found.table,
+        "lines": found.human_lines,
+        "calibration": found.calibration,
+        "gains": pd.DataFrame(
+            [
+                *against(found, DEFAULT_JUDGE, *BASELINES),
+                *against(found, DEFAULT_JUDGE, "lager", "lager@norm"),
+                *against(found, "residual-ridge", DEFAULT_JUDGE),
+            ]
+        ),
+        "curves": learning_curve(run, CURVES, resamples=resamples),
+        "permuted": control.table,
+    }
 
 
 def main() -> None:
-    """Write the tables that the documentation cites."""
+    """Write the tables of every set, then the transfer between all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/sets"))
+    parser.add_argument("--sets", nargs="*")
     parser.add_argument("--out", type=Path, default=Path("runs/judges"))
+    parser.add_argument("--control", type=Path, help="Captures of an untrained model.")
+    parser.add_argument("--transfer", action="store_true", help="Only the transfer between sets.")
     parser.add_argument("--resamples", type=int, default=1000)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    paths = sorted(asked.runs.glob("*.h5"))
-    tables, curves, controls, runs = [], [], [], {}
+    paths = [path for path in sorted(asked.runs.glob("*.h5")) if not asked.sets or path.stem in asked.sets]
+    if asked.transfer:
+        runs = {path.stem: probes.open_run(path) for path in paths if path.stem != "demo"}
+        transfer(runs, DEFAULT_JUDGE, resamples=asked.resamples).to_csv(asked.out / "transfer.csv", index=False)
+        return
     for path in paths:
+        folder = asked.out / path.stem
+        if folder.is_dir():
+            continue
         start = time.perf_counter()
-        run = probes.open_run(path)
-        runs[path.stem] = run
-        tables.append(compared(run, JUDGES, asked.resamples).assign(set=path.stem))
-        curves.append(learning_curve(run, resamples=asked.resamples).assign(set=path.stem))
-        shuffled: Any = Permuted(run)
-        controls.append(compared(shuffled, ("final", "final-ridge", DEFAULT), asked.resamples).assign(set=path.stem))
+        with probes.open_run(path) as run:
+            tables = study(run, asked.resamples)
+        folder.mkdir()
+        for name, table in tables.items():
+            table.assign(set=path.stem).to_csv(folder / f"{name}.csv", index=False)
         sys.stdout.write(f"{path.stem}: {time.perf_counter() - start:.0f} s\n")
         sys.stdout.flush()
-    frames = {
-        "table": pd.concat(tables),
-        "curves": pd.concat(curves),
-        "permuted": pd.concat(controls),
-        "transfer": transfer(runs, DEFAULT, resamples=asked.resamples),
-    }
-    for name, frame in frames.items():
-        frame.to_csv(asked.out / f"{name}.csv", index=False)
-    table = frames["table"]
-    table["row"] = table["set"] + "/" + table["criterion"].astype(str)
-    table["name"] = [
-        judge if lens != "norm" or judge != "lager" else "lager@norm"
-        for judge, lens in zip(table["judge"], table["lens"], strict=True)
-    ]
-    sys.stdout.write(table.pivot_table(index="row", columns="name", values="spearman").round(3).to_string() + "\n")
-    curve = frames["curves"]
-    at_100 = curve[(curve["n_labels"] == 100) & (curve["judge"] == DEFAULT)]
-    sys.stdout.write(at_100.drop(columns=["judge", "lens"]).round(3).to_string(index=False) + "\n")
-    permuted = frames["permuted"]
-    sys.stdout.write(
-        permuted[["set", "criterion", "judge", "spearman", "spearman_lo", "spearman_hi"]]
-        .round(3)
-        .to_string(index=False)
-        + "\n"
-    )
+    for path in sorted(asked.control.glob("*.h5")) if asked.control else []:
+        with probes.open_run(path) as run:
+            judges = ["final", *BASELINES, DEFAULT_JUDGE, "residual-ridge"]
+            found = compare(run, judges, resamples=asked.resamples)
+        found.table.assign(set=path.stem).to_csv(asked.out / f"untrained-{path.stem}.csv", index=False)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ _HOME = {
     "read_items": "probes.readers",
     "score": "probes.scoring",
     "transfer": "probes.curves",
+    "tuned_lens": "probes.tuned",
     "vader_words": "probes.demo_items",
     "verify": "probes.store.verify",
     "write_table": "probes.tables",
@@ -68,6 +69,7 @@ __all__ = [
     "read_items",
     "score",
     "transfer",
+    "tuned_lens",
     "vader_words",
     "verify",
     "write_table",
@@ -76,7 +78,8 @@ __all__ = [
 if TYPE_CHECKING:
     from probes import figures
     from probes.artefact import FittedJudge
-    from probes.capturing import capture, preview
+    from probes.capturing import capture
+    from probes.capturing.preview import preview
     from probes.comparing import by_layer, compare, fit, layer_tests
     from probes.curves import learning_curve, transfer
     from probes.demo_items import vader_words
@@ -93,6 +96,7 @@ if TYPE_CHECKING:
     from probes.store.merge import merge
     from probes.store.verify import verify
     from probes.tables import write_table
+    from probes.tuned import tuned_lens
 
 
 def __getattr__(name: str) -> Any:

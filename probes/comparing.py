@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 
 from probes.across import Reference, add_differences, combine, run_rows, stacked, studies
-from probes.aggregate import Aggregator, get_aggregator
+from probes.aggregate import DEFAULT_JUDGE, Aggregator, get_aggregator
 from probes.align import spearman
 from probes.artefact import FittedJudge
 from probes.comparison import Comparison
@@ -36,8 +36,11 @@ DEFAULT_JUDGES: Final = (
     "best-layer",
     "final-ridge",
     "best-layer-ridge",
+    "text-ridge",
     "slope-ridge",
     "logit-ridge",
+    DEFAULT_JUDGE,
+    "residual-ridge",
 )
 
 

@@ -176,7 +176,7 @@ class Comparison:
         gain = self.difference(best, baseline, criterion)
         verdict = _verdict(
             gain,
-            "the other layers add to what one layer gives",
+            "the other layers add to what labels give without them",
             "whether the other layers add anything cannot be told from these items",
             "the other layers add nothing, and mixing them in costs agreement",
         )
@@ -185,7 +185,7 @@ class Comparison:
         labels = "with as many labels" if seen else f"with labels ({best} has seen none)"
         text = (
             f"- Other layers: {best} reaches {_with_interval(estimates[best])}{chosen}. Against {baseline} "
-            f"({_plain(estimates[baseline].value)}), the best judge of one layer {labels}, "
+            f"({_plain(estimates[baseline].value)}), the best judge without other layers {labels}, "
             f"that is {_signed(gain)}: {verdict}."
         )
         if estimates["final"].value > estimates[baseline].value:

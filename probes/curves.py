@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from probes.aggregate import MIN_FIT, Aggregator, get_aggregator
+from probes.aggregate import DEFAULT_JUDGE, MIN_FIT, Aggregator, get_aggregator
 from probes.align import spearman, weighted_spearman
 from probes.errors import FitError
 from probes.intervals import DIFFERENCE, interval, mean_over_folds
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 SIZES: Final = (10, 20, 50, 100, 300)
-JUDGES: Final = ("final", "final-ridge", "best-layer-ridge", "uniform", "lager", "slope-ridge", "spectral-ridge")
+JUDGES: Final = ("final", "final-ridge", "best-layer-ridge", "uniform", "lager", "slope-ridge", DEFAULT_JUDGE)
 
 
 def learning_curve(
@@ -155,7 +155,7 @@ def _tested(
 
 def transfer(
     runs: Mapping[str, RunLike],
-    judge: str = "spectral-ridge",
+    judge: str = DEFAULT_JUDGE,
     *,
     folds: int = 5,
     repeats: int = 5,

@@ -16,8 +16,8 @@ from probes.protocol import Folds, flatten_constants, within_fold_spearman
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# Judges of one layer that see labels: what a cross-layer judge has to beat.
-BASELINES: Final = ("final-ridge", "best-layer", "best-layer-ridge")
+# Judges that see labels but no other layers: what a cross-layer judge has to beat.
+BASELINES: Final = ("final-ridge", "best-layer", "best-layer-ridge", "text-ridge")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Evidence:
 
     @property
     def baseline(self) -> str | None:
-        """The best judge of one layer that has seen labels; None where none has a defined coefficient."""
+        """The best judge without other layers that has seen labels; None where none has a defined coefficient."""
         defined = [judge for judge in BASELINES if not np.isnan(self.estimates.get(judge, UNDEFINED).value)]
         return max(defined, key=lambda judge: self.estimates[judge].value, default=None)
 

@@ -84,6 +84,12 @@ def positive_interval(replicates: Float[np.ndarray, " resample"], n_groups: int,
     return Interval(value, float(value * np.exp(-reach / value)), float(value * np.exp(reach / value)))
 
 
+def mean_interval(replicates: Float[np.ndarray, " resample"], n_groups: int, level: float = 0.95) -> Interval:
+    """As ``interval``, of a number without limits, such as a mean of differences: on its own scale."""
+    value, reach = float(replicates[0]), _quantile(1 - level, n_groups) * _standard_error(replicates, n_groups)
+    return UNDEFINED if np.isnan(value) else Interval(value, value - reach, value + reach)
+
+
 def simultaneous(
     replicates: Float[np.ndarray, "curve resample"], n_groups: int, level: float = 0.95, *, limit: float = 1.0
 ) -> list[Interval]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from jaxtyping import Float
 
-from probes.aggregate import Aggregator, FittedAggregator, expected_values
+from probes.aggregate import TUNED, Aggregator, FittedAggregator, expected_values
 from probes.artefact import FittedJudge, fit_set_hash, package_version
 from probes.calibration import brier, ece, kl, nll, scale_use, targets
 from probes.errors import FitError
@@ -22,6 +22,7 @@ from probes.protocol import Folds, OutOfFold, make_folds, out_of_fold, standing
 from probes.raters import BesideRaters, HumanLine, attainable, beside_raters, krippendorff, rater_rows
 from probes.resampling import METRICS, interval_of, within_fold_agreement
 from probes.runlike import where
+from probes.tuned import not_lowered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,6 +116,11 @@ class Study:
                     f"{spec} gives every item the same score in {undefined} of {total} folds, where its coefficient is "
                     "undefined; its row is about the other folds"
                 )
+        tuned = [spec for spec, one in self._full.items() if one.lens == TUNED]
+        if tuned and (layers := not_lowered(self._full[tuned[0]].notes, self._full[tuned[0]].layers)):
+            notes.append(
+                f"the tuned lens does not lower the held-out divergence from the last layer at {', '.join(layers)}"
+            )
         return notes
 
     def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, stats
 from scipy.special import log_softmax, softmax
 
 from probes.aggregate import get_aggregator
+from probes.comparing import compare
 from probes.errors import FitError
 from probes.fitting.lowrank import fit_rank_one
 from probes.fitting.maps import PULLS, LayerMaps, _map_of, fit_calibration, fit_tuned, kl_to_last
 from probes.fitting.simplex import interpolated_target
+from probes.protocol import make_folds
 from probes.runlike import layer_logits
+from probes.tuned import tuned_lens
 from tests.fake_run import FakeRun
 
 VALUES = np.array([1.0, 2.0, 3.0, 4.0])
@@ -156,3 +159,38 @@ def test_rank_one_weights_are_found_again():
     # With nothing to find, nothing is divided by zero.
     flat, _ = fit_rank_one(np.zeros((20, 5, 4)), rng.normal(size=20), np.arange(20), VALUES)
     assert (flat == 0).all()
+
+
+def test_report_of_held_out_divergences():
+    run = FakeRun(80, 3, group=2)
+    stack = run.logits["norm"]
+    stack[:, 1] = 0.5 * stack[:, 3] + [4, 0, 0, 0, 0]  # a map of the last layer
+    stack[:, 2] = stack[:, 3]
+    table = tuned_lens(run, folds=4, resamples=200)
+    assert table["layer"].tolist() == ["embed", "1", "2"]
+    logits = stack.astype(np.float64)
+    p, q = softmax(logits[:, -1], axis=1), softmax(logits[:, :-1], axis=2)
+    plain = (p[:, None] * (np.log(p)[:, None] - np.log(q))).sum(axis=2)
+    np.testing.assert_allclose(table["kl_norm"], plain.mean(axis=0), atol=1e-9)
+    # By hand: each fold with the lens of the others.
+    folds = make_folds(run.human_value, run.groups, 4, 1, 0)
+    groups = np.unique(run.groups.astype(str), return_inverse=True)[1]
+    by_hand = np.zeros((80, 3))
+    for fold in range(4):
+        test = folds.fold[0] == fold
+        mapped = fit_tuned(stack[~test], groups[~test]).maps.apply(stack[test])[:, :-1]
+        r = np.log(softmax(mapped, axis=2))
+        by_hand[test] = (p[test, None] * (np.log(p[test])[:, None] - r)).sum(axis=2)
+    np.testing.assert_allclose(table["kl_tuned"], by_hand.mean(axis=0), atol=1e-9)
+    assert table["lowered"].tolist() == [True, True, False]
+    gain = table.set_index("layer").loc["1"]
+    of_groups = (plain - by_hand)[:, 1].reshape(40, 2).mean(axis=1)
+    error = of_groups.std(ddof=1) / np.sqrt(40)
+    assert gain["gain_hi"] - gain["gain"] == pytest.approx(stats.t.isf(0.025, 39) * error, rel=0.15)
+
+
+def test_layers_that_the_lens_does_not_help_are_named():
+    run = FakeRun(60, 3, group=2)
+    run.logits["norm"][:, 2] = run.logits["norm"][:, 3]
+    found = compare(run, ["final", "uniform@tuned"], folds=3, repeats=1, resamples=60)
+    assert found.warnings[-1] == "the tuned lens does not lower the held-out divergence from the last layer at 2"
