@@ -257,10 +257,10 @@ def test_summary_says_that_other_layers_add(helpful):
         f"- The last layer alone (final) reaches {table.loc['final', 'spearman']:.2f} ["
     )
     assert f"- Other layers: {best} reaches {table.loc[best, 'spearman']:.2f} [" in text
-    assert "the best of 8 on this very table, so its lead flatters it" in text
+    assert "the best of 9 on this very table, so its lead flatters it" in text
     assert (
-        f"that is +{gain.value:.2f} [{gain.lo:.2f}, {gain.hi:.2f}]: the other layers add to what one layer gives."
-        in text
+        f"that is +{gain.value:.2f} [{gain.lo:.2f}, {gain.hi:.2f}]: the other layers add to what labels give without "
+        "them." in text
     )
     assert "- Humans: one rater against the others 0." in text
 
@@ -374,7 +374,7 @@ def test_bad_settings_are_refused():
     refuses("no band 'x': choose one of pointwise, simultaneous", by_layer, run, band="x")
     refuses("pass a list of at least one judge, for example ['final', 'lager']", compare, run, "final")
     refuses("pass a list of at least one judge, for example ['final', 'lager']", compare, run, [])
-    refuses("no judge 'x' in this comparison: it has final, final-ridge, best-layer, best-layer-ridge",
+    refuses("no judge 'x' in this comparison: it has final, final-ridge, best-layer, best-layer-ridge, text-ridge",
             compare(run, ["final"], **FAST).difference, "x", "final")  # fmt: skip
     refuses(
         "cross-validation needs items of at least 2 groups, got 0 items of 0: add items of other sources",

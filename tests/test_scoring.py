@@ -46,7 +46,9 @@ def same(table, fitted, run):
     pd.testing.assert_frame_equal(table, probes.score(fitted, run))
 
 
-@pytest.mark.parametrize("spec", ["slope-ridge", "lager", "vscore"])
+@pytest.mark.parametrize(
+    "spec", ["slope-ridge", "lager", "vscore", "spectral-ordinal", "residual-ridge", "text-ridge", "lager@tuned"]
+)
 def test_scores_are_those_of_a_captured_run(booted, tmp_path, spec):
     judge = make_judge(booted)
     fitted = fitted_on(judge, words(OLD), tmp_path / "old.h5", spec)
@@ -54,7 +56,7 @@ def test_scores_are_those_of_a_captured_run(booted, tmp_path, spec):
     assert table["id"].tolist() == NEW
     assert (table["status"] == "ok").all()
     assert table["value"].nunique() > 1
-    assert table["p_1"].isna().all() == (spec == "slope-ridge")
+    assert table["p_1"].isna().all() == (spec in ("slope-ridge", "residual-ridge", "text-ridge"))
     with probes.capture(judge, words(NEW), tmp_path / "new.h5", batch_tokens=200) as run:
         same(table, fitted, run)
 
@@ -86,6 +88,13 @@ def test_sampled_answers_are_the_same_samples(booted, tmp_path):
         assert len(set(run.generated_text)) > 20
         fitted = replace(fit(run, "final"), criterion="")
         same(probes.score(fitted, tiny.word_items(), judge), fitted, run)
+        # The state of an item is the mean over its samples that were read.
+        read = run.item_status == 0
+        states = np.nanmean(run.residual("2").reshape(20, 3, -1)[read], axis=1)
+        np.testing.assert_allclose(run.item_residual("2")[read], states, rtol=1e-5, atol=1e-6)
+        assert np.isnan(run.item_residual("2")[~read]).all()
+        of_states = fit(run, "residual-ridge")
+        same(probes.score(of_states, tiny.word_items(), judge), of_states, run)
 
 
 def test_pairs_are_scored_in_both_orders(booted, tmp_path):
@@ -95,6 +104,13 @@ def test_pairs_are_scored_in_both_orders(booted, tmp_path):
     assert list(table.columns) == ["id", "value", "p_B", "p_A", "status"]
     with probes.open_run(tmp_path / "run.h5") as run:
         same(table, fitted, run)
+        with pytest.raises(FitError) as caught:
+            fit(run, "residual-ridge")
+        assert str(caught.value) == (
+            f"residual-ridge reads residual states, which {run.path} lacks: capture with residuals, and no pairs"
+        )
+        with pytest.raises(RunFileError, match="is pairwise: an item has a state in each order"):
+            run.item_residual("2")
 
 
 def test_every_item_has_a_row_that_says_why_it_has_no_score(booted, tmp_path, caplog):
