@@ -80,6 +80,11 @@ def test_generated_answers_are_scored_where_the_score_is(booted, tmp_path, monke
     with probes.open_run(tmp_path / "run.h5") as run:
         assert len(run.status) == 20 * options.get("samples", 1)
         same(table, fitted, run)
+        of_states = fit(run, "residual-ridge")
+    scripted(monkeypatch, judge, ["4", "x 2", "nothing at all", *["so 5"] * 20])
+    table = probes.score(of_states, tiny.word_items(human=False), judge)
+    with probes.open_run(tmp_path / "run.h5") as run:
+        same(table, of_states, run)
 
 
 def test_sampled_answers_are_the_same_samples(booted, tmp_path):
@@ -93,8 +98,6 @@ def test_sampled_answers_are_the_same_samples(booted, tmp_path):
         states = np.nanmean(run.residual("2").reshape(20, 3, -1)[read], axis=1)
         np.testing.assert_allclose(run.item_residual("2")[read], states, rtol=1e-5, atol=1e-6)
         assert np.isnan(run.item_residual("2")[~read]).all()
-        of_states = fit(run, "residual-ridge")
-        same(probes.score(of_states, tiny.word_items(), judge), of_states, run)
 
 
 def test_pairs_are_scored_in_both_orders(booted, tmp_path):
