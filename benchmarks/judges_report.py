@@ -89,7 +89,7 @@ def _spec(judge: str, lens: str) -> str:
 def main_table(of: Tables) -> str:
     """Every set: what humans reach, what labels give without other layers, what layers give."""
     spearman, gains = of.spearman(), of.read["gains"]
-    lines = of.read["lines"].pivot_table(index="row", columns="line", values="value")
+    lines = of.read["lines"].pivot_table(index="row", columns="line", values="value").reindex(of.rows)
     whole = of.read["table"].set_index(["row", "spec"])
     plain = ["final", "final-ridge", "best-layer-ridge", "text-ridge", "uniform"]
     rows = []

@@ -24,28 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from probes.comparison import Comparison
-    from probes.protocol import Folds
-    from probes.runlike import Part, RunLike
+    from probes.runlike import RunLike
 
 _FINAL: Final = "final"
-
-
-class _InFolds(Study):
-    """A study in folds that are given: rounding on another scale could divide the same items otherwise."""
-
-    def __init__(
-        self, run: RunLike, part: Part, aggregators: Mapping[str, Aggregator], settings: Settings, folds: Folds
-    ) -> None:
-        self._given = folds
-        super().__init__(run, part, aggregators, settings)
-
-    @property
-    def folds(self) -> Folds:
-        return self._given
-
-    @folds.setter
-    def folds(self, made: Folds) -> None:
-        """Those made from this run's own scores are not used."""
 
 
 def studies(
@@ -73,7 +54,7 @@ def studies(
     found = {first: [Study(runs[first], part, aggregators[first], settings) for part in matched.parts[first]]}
     for name in others:
         found[name] = [
-            _InFolds(runs[name], part, aggregators[name], settings, like.folds)
+            Study(runs[name], part, aggregators[name], settings, like.folds)
             for part, like in zip(matched.parts[name], found[first], strict=True)
         ]
     return found, matched

@@ -19,8 +19,8 @@ from probes.differences import differences
 from probes.errors import FitError
 from probes.fitted import LINEAR, NUMBERS, FittedAggregator, Form, Scores
 from probes.fitting.text import n_columns_of
-from probes.origin import changed_settings, judge_arguments
-from probes.runlike import RunLike, ScaleLike, check_lens, layer_logits, where
+from probes.origin import changed_settings, judge_arguments, origin_of
+from probes.runlike import Part, RunLike, ScaleLike, check_lens, layer_logits, where
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -292,6 +292,26 @@ def _check_params(fitted: FittedAggregator) -> None:
         array = np.asarray(given[name])
         if array.dtype.kind not in "fi" or array.shape != shape:
             raise ValueError(f"{name} has the wrong shape or type")
+
+
+def artefact(run: RunLike, part: Part, fitted: FittedAggregator, metrics: Mapping[str, float]) -> FittedJudge:
+    """A fitted aggregator with everything that ties it to its run."""
+    labelled = fitted.notes["n_fit"] > 0
+    every = list(run.ids) if labelled else []
+    ids = [every[row] for row in part.rows] if labelled else []
+    return FittedJudge(
+        fitted,
+        run.scale.to_dict(),
+        part.criterion,
+        run.judge_hash,
+        run.model_hash,
+        run.readout_hash,
+        fit_set_hash(ids, part.y if labelled else np.empty(0)),
+        len(ids),
+        {name: None if np.isnan(value) else float(value) for name, value in metrics.items()},
+        package_version(),
+        origin_of(run),
+    )
 
 
 def fit_set_hash(ids: Sequence[str], y: Float[np.ndarray, " item"]) -> str:

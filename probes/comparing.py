@@ -10,14 +10,14 @@ import pandas as pd
 from probes.across import Reference, add_differences, combine, run_rows, stacked, studies
 from probes.aggregate import DEFAULT_JUDGE, Aggregator, get_aggregator
 from probes.align import spearman
-from probes.artefact import FittedJudge
+from probes.artefact import FittedJudge, artefact
 from probes.comparison import Comparison
 from probes.errors import FitError
 from probes.evidence import BASELINES
 from probes.matching import Runs, named_runs
 from probes.raters import RATER_COLUMNS
 from probes.runlike import RunLike, lacking, layer_logits, parts
-from probes.study import BANDS, Settings, Study, artefact
+from probes.study import BANDS, Settings, Study
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,7 +40,6 @@ DEFAULT_JUDGES: Final = (
     "slope-ridge",
     "logit-ridge",
     DEFAULT_JUDGE,
-    "residual-ridge",
 )
 
 

@@ -37,7 +37,7 @@ def run_demo(
         The comparison, for notebooks.
     """
     from probes.capturing import capture
-    from probes.comparing import compare
+    from probes.comparing import DEFAULT_JUDGES, compare
     from probes.demo_items import vader_words
     from probes.judge import Judge
     from probes.tables import format_table
@@ -48,7 +48,7 @@ def run_demo(
     logger.info("judging %d words, each rated by ten people", len(items))
     with capture(judge, items, out / "run.h5", show_progress=show_progress) as run:
         logger.info("comparing judges on held-out words")
-        found = compare(run, seed=seed)
+        found = compare(run, [*DEFAULT_JUDGES, "residual-ridge"], seed=seed)
     written = [out / "run.h5", *save_comparison(found, out), *draw(found, out)]
     echo(format_table(found.table))
     echo("\n" + found.summary())

@@ -10,13 +10,12 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.aggregate import TUNED, Aggregator, FittedAggregator, expected_values
-from probes.artefact import FittedJudge, fit_set_hash, package_version
+from probes.artefact import FittedJudge, artefact
 from probes.calibration import brier, ece, kl, nll, scale_use, targets
 from probes.errors import FitError
 from probes.evidence import Evidence
 from probes.intervals import MIN_RESAMPLES, UNDEFINED, Interval, mean_over_folds, simultaneous
 from probes.levels import level_rows
-from probes.origin import origin_of
 from probes.permutation import holm, n_permutations
 from probes.protocol import Folds, OutOfFold, make_folds, out_of_fold, standing
 from probes.raters import BesideRaters, HumanLine, attainable, beside_raters, krippendorff, rater_rows
@@ -53,14 +52,29 @@ class Settings:
 
 
 class Study:
-    """One criterion of a run under the protocol: folds, predictions, coefficients, rows for the tables."""
+    """One criterion of a run under the protocol: folds, predictions, coefficients, rows for the tables.
 
-    def __init__(self, run: RunLike, part: Part, aggregators: Mapping[str, Aggregator], settings: Settings) -> None:
+    Args:
+        run: The run.
+        part: Its items of the criterion.
+        aggregators: Judges, by name.
+        settings: How it is carried out.
+        folds: Folds that another study of the same items has made; made anew unless given.
+    """
+
+    def __init__(
+        self,
+        run: RunLike,
+        part: Part,
+        aggregators: Mapping[str, Aggregator],
+        settings: Settings,
+        folds: Folds | None = None,
+    ) -> None:
         self.part = part
         self._run = run
         self._settings = settings
         self._aggregators = aggregators
-        self.folds: Folds = make_folds(part.y, part.groups, settings.folds, settings.repeats, settings.seed)
+        self.folds = folds or make_folds(part.y, part.groups, settings.folds, settings.repeats, settings.seed)
         self._predicted: dict[str, OutOfFold] = {
             spec: out_of_fold(one, part.logits[one.reads], part.y, part.groups, self.folds)
             for spec, one in aggregators.items()
@@ -379,22 +393,3 @@ def _mean(values: Sequence[float]) -> float:
 
 def _named(name: str, estimate: Interval) -> dict[str, float]:
     return {name: estimate.value, f"{name}_lo": estimate.lo, f"{name}_hi": estimate.hi}
-
-
-def artefact(run: RunLike, part: Part, fitted: FittedAggregator, metrics: Mapping[str, float]) -> FittedJudge:
-    """A fitted aggregator with everything that ties it to its run."""
-    labelled = fitted.notes["n_fit"] > 0
-    ids = [run.ids[row] for row in part.rows] if labelled else []
-    return FittedJudge(
-        fitted,
-        run.scale.to_dict(),
-        part.criterion,
-        run.judge_hash,
-        run.model_hash,
-        run.readout_hash,
-        fit_set_hash(ids, part.y if labelled else np.empty(0)),
-        len(ids),
-        {name: None if np.isnan(value) else float(value) for name, value in metrics.items()},
-        package_version(),
-        origin_of(run),
-    )

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from probes.across import _InFolds
 from probes.aggregate import get_aggregator
 from probes.comparing import by_layer, compare, layer_tests
 from probes.errors import FitError
@@ -16,7 +15,7 @@ from probes.permutation import holm
 from probes.protocol import group_resamples, make_folds, out_of_fold
 from probes.runlike import parts
 from probes.scale import Scale
-from probes.study import Settings
+from probes.study import Settings, Study
 from tests.many_runs import DescribedRun, asked
 
 FAST = {"folds": 3, "repeats": 2, "resamples": 40}
@@ -170,7 +169,7 @@ def test_a_study_keeps_to_the_folds_that_it_is_given():
     run = DescribedRun()
     (part,) = parts(run)
     other = make_folds(part.y, part.groups, 3, 2, seed=7)
-    study = _InFolds(run, part, {"final": get_aggregator("final")}, Settings(3, 2, 20, 0.95, 0), other)
+    study = Study(run, part, {"final": get_aggregator("final")}, Settings(3, 2, 20, 0.95, 0), other)
     assert study.folds is other
     assert study.evidence.folds is other
 
