@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, which some tests are about.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
@@ -31,9 +35,11 @@ _CHECKED = (
     "protocol",
     "raters",
     "resampling",
+    "ridge_recipes",
     "score_tokens",
     "study",
     "token_table",
+    "tuned",
 )
 _PACKAGES = ("capturing", "fitting", "store")
 jaxtyping.install_import_hook([f"probes.{name}" for name in (*_CHECKED, *_PACKAGES)], "tests.typecheck.checker")

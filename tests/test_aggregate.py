@@ -225,8 +225,9 @@ def test_settings_are_part_of_the_name():
 def test_unknown_names_and_settings_are_refused_in_one_line():
     choices = (
         "vscore, final, layer:LAYER, uniform, uniform-max, prob-uniform, prob-uniform-max, whitened, agreement, "
-        "best-layer, lager, lager-max, prob-tuned, prob-tuned-max, lager-schedule, lager-released, final-ridge, "
-        "best-layer-ridge, slope-ridge, logit-ridge, spectral-ridge"
+        "best-layer, lager, lager-max, prob-tuned, prob-tuned-max, lager-schedule, lager-released, calibrated, "
+        "final-ridge, best-layer-ridge, slope-ridge, logit-ridge, low-rank-ridge, spectral-ridge, spectral-ordinal, "
+        "residual-ridge, text-ridge"
     )
     refuses(f"unknown judge 'lagr' (did you mean lager?): choose one of {choices}", get_aggregator, "lagr")
     refuses(f"unknown judge 'zzz': choose one of {choices}", get_aggregator, "zzz")

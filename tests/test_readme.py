@@ -45,7 +45,7 @@ def test_the_python_example_runs_as_printed(tmp_path):
     out = run([sys.executable, "-c", example], tmp_path)
     assert "final-ridge" in out
     assert "(120, 576) (120, 31, 5)" in out
-    assert (tmp_path / "runs" / "slope-ridge.json").is_file()
+    assert (tmp_path / "runs" / "judge.json").is_file()
     assert (tmp_path / "runs" / "layers.png").is_file()
     # The file that it wrote is read by the example in docs/file-format.md, which does without this package.
     text = (ROOT / "docs" / "file-format.md").read_text(encoding="utf-8")
