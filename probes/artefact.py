@@ -63,6 +63,16 @@ class FittedJudge:
     version: str = ""
     origin: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        from probes.reprs import fitted_line
+
+        return fitted_line(self)
+
+    def _repr_html_(self) -> str:
+        from probes.reprs import of_fitted
+
+        return of_fitted(self)
+
     def check(self, run: RunLike, what: str = "") -> None:
         """Refuse a run that this judge cannot score, before any number of it is read.
 

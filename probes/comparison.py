@@ -84,6 +84,16 @@ class Comparison:
     prompts: pd.DataFrame = field(default_factory=_no_rows)
     each: Mapping[str, Comparison] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        from probes.reprs import comparison_line
+
+        return comparison_line(self)
+
+    def _repr_html_(self) -> str:
+        from probes.reprs import of_comparison
+
+        return of_comparison(self)
+
     @property
     def criteria(self) -> list[str]:
         """Criteria in the table, in order."""

@@ -95,6 +95,11 @@ class Items(Sequence[Item]):
     def __repr__(self) -> str:
         return f"Items({len(self)} items, {self.n_raters} raters at most, from {self.source})"
 
+    def _repr_html_(self) -> str:
+        from probes.reprs import of_items
+
+        return of_items(self)
+
     @property
     def ids(self) -> tuple[str, ...]:
         """Ids in order."""

@@ -151,6 +151,16 @@ class Judge:
             quantization=loaded.quantization,
         )
 
+    def __repr__(self) -> str:
+        from probes.reprs import judge_line
+
+        return judge_line(self)
+
+    def _repr_html_(self) -> str:
+        from probes.reprs import of_judge
+
+        return of_judge(self)
+
     @property
     def n_layers(self) -> int:
         """Number of blocks L; the layer axis has L + 1 entries."""

@@ -126,6 +126,11 @@ class Scale:
                 return short
         return ",".join(f"{label}={value:.15g}" for label, value in zip(self.labels, self.values, strict=True))
 
+    def _repr_html_(self) -> str:
+        from probes.reprs import of_scale
+
+        return of_scale(self)
+
 
 def parse_range(text: str) -> tuple[float, float]:
     """Read ``"-4..4"`` as two numbers.

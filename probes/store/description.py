@@ -48,6 +48,11 @@ class Description:
             f"{len(self.layers)} layers, scale {self.scale}, lenses {', '.join(self.lenses)})"
         )
 
+    def _repr_html_(self) -> str:
+        from probes.reprs import of_run
+
+        return of_run(self)
+
     @damage_named
     def attr(self, name: str) -> Any:
         """A root attribute; JSON is parsed."""
