@@ -18,12 +18,13 @@ from probes.matching import Matched, match
 from probes.origin import origin_of
 from probes.permutation import holm
 from probes.prompt_spread import prompt_rows
-from probes.study import Settings, Study
+from probes.study import Study
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from probes.comparison import Comparison
+    from probes.protocol import Settings
     from probes.runlike import RunLike
 
 _FINAL: Final = "final"
@@ -81,13 +82,20 @@ class Reference:
         """
         if text is None:
             return cls(_FINAL, next(iter(runs))) if len(runs) > 1 else None
-        for name, run in runs.items():
-            for known in (name, *([] if run.path is None else [str(run.path), Path(run.path).name])):
-                if text.startswith(f"{known}:"):
-                    return cls(get_aggregator(text.removeprefix(f"{known}:")).spec, name)
+        known = {called: name for name, run in runs.items() for called in _called(name, run)}
+        of_run: FitError | None = None
+        # The longest first, as one name may begin like another; a run may also be called like a judge.
+        for called in sorted(known, key=len, reverse=True):
+            if text.startswith(f"{called}:"):
+                try:
+                    return cls(get_aggregator(text.removeprefix(f"{called}:")).spec, known[called])
+                except FitError as error:
+                    of_run = of_run or error
         try:
             return cls(get_aggregator(text).spec)
         except FitError as error:
+            if of_run is not None:
+                raise of_run from None
             if ":" not in text:
                 raise
             raise FitError(
@@ -100,6 +108,11 @@ class Reference:
 
     def __str__(self) -> str:
         return self.judge if self.run is None else key(self.run, self.judge)
+
+
+def _called(name: str, run: RunLike) -> list[str]:
+    """What a run may be called: its name, its path, its file."""
+    return [name] if run.path is None else [name, str(run.path), Path(run.path).name]
 
 
 def key(run: str, judge: str) -> str:

@@ -113,6 +113,8 @@ class Aggregator:
         if self.needs_labels:
             y = self._checked(logits, y)
         groups = np.arange(len(logits)) if groups is None else groups
+        if len(groups) != len(logits):
+            raise FitError(f"{self.spec} got {len(groups)} groups for {len(logits)} items: pass one an item")
         with one_blas_thread():
             maps, of_lens = self._tuned(logits, groups) if self.lens == TUNED else (None, {})
             form, params, notes = AGGREGATORS[self.kind].fit(

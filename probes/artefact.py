@@ -248,6 +248,8 @@ class FittedJudge:
         scale = dict(data["scale"])
         if len(scale["labels"]) != len(fitted.values):
             raise ValueError(f"{len(scale['labels'])} labels but {len(fitted.values)} values")
+        if list(scale["values"]) != list(fitted.values):
+            raise ValueError("the values of the scale are not those of the aggregator")
         texts = ("criterion", "judge_hash", "model_hash", "readout_hash", "fit_hash")
         named = {name: str(data[name]) for name in texts}
         return cls(
@@ -273,7 +275,7 @@ def _origin(data: Any) -> dict[str, Any]:
 
 
 def _check_params(fitted: FittedAggregator) -> None:
-    """Refuse parameters of the wrong shape, which would fail later or broadcast silently."""
+    """Refuse parameters of the wrong shape or size, which would fail later, broadcast silently or score nonsense."""
     params, n_layers, n_labels = fitted.params, len(fitted.layers), len(fitted.values)
     shapes: dict[str, tuple[int, ...]]
     if fitted.form in LINEAR:
@@ -283,17 +285,21 @@ def _check_params(fitted: FittedAggregator) -> None:
         low, high = (0, -1), (n_layers - 1, n_labels - 1)
         if (columns < low).any() or (columns > high).any():
             raise ValueError("a column lies outside the layers or labels")
+        if 0 < (columns[:, 1] < 0).sum() < len(columns):
+            raise ValueError("columns mix slopes and labels")
         shapes = {**dict.fromkeys(("mean", "spread", "coef"), (len(columns),)), "layer_weights": (n_layers,)}
         shapes |= {"intercept": ()} if fitted.form == "ridge" else {"thresholds": (n_labels - 1,)}
     elif fitted.form in NUMBERS:
         n_columns = len(params["coef"])
         shapes = {**dict.fromkeys(("mean", "spread", "coef"), (n_columns,)), "intercept": ()}
-        if fitted.form == "state-ridge" and not 0 <= int(params["layer"]) < n_layers:
+        if (fitted.form == "state-ridge" and params["layer"] not in range(n_layers)) or params.get("layer") is True:
             raise ValueError("the layer is none of the layers")
         if fitted.form == "text-ridge" and n_columns_of(params["recipe"]) != n_columns:
             raise ValueError("the recipe makes another number of columns than there are weights")
     else:
         shapes = {"weights": (n_layers,)}
+        if params.get("again", 0) not in (0, 1):
+            raise ValueError("again is neither 0 nor 1")
     given = {name: params[name] for name in shapes}
     if "maps" in params:
         given |= {name: params["maps"][name] for name in ("matrix", "bias")}
@@ -302,6 +308,15 @@ def _check_params(fitted: FittedAggregator) -> None:
         array = np.asarray(given[name])
         if array.dtype.kind not in "fi" or array.shape != shape:
             raise ValueError(f"{name} has the wrong shape or type")
+        # An exponent too large for a float is read as infinity.
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds a number that is not finite")
+        if name == "spread" and (array <= 0).any():
+            raise ValueError("a spread is not positive")
+        if name == "thresholds" and (np.diff(array) <= 0).any():
+            raise ValueError("thresholds do not ascend")
+    if not np.isfinite(fitted.values).all() or (np.diff(fitted.values) <= 0).any():
+        raise ValueError("values do not ascend")
 
 
 def artefact(run: RunLike, part: Part, fitted: FittedAggregator, metrics: Mapping[str, float]) -> FittedJudge:

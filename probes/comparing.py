@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import pandas as pd
 
 from probes.across import Reference, add_differences, combine, run_rows, stacked, studies
@@ -15,9 +16,10 @@ from probes.comparison import Comparison
 from probes.errors import FitError
 from probes.evidence import BASELINES
 from probes.matching import Runs, named_runs
+from probes.protocol import Settings, group_codes
 from probes.raters import RATER_COLUMNS
 from probes.runlike import RunLike, lacking, layer_logits, parts
-from probes.study import BANDS, Settings, Study
+from probes.study import BANDS, Study
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,8 +60,9 @@ def compare(
 ) -> Comparison:
     """Compare judges on the labelled items of one run or several, by the protocol of ``probes.protocol``.
 
-    Each criterion is a study of its own: its own folds, fits and metrics. ``final``, ``final-ridge`` and
-    ``best-layer-ridge`` are always computed, because gains are stated against them, and shown if asked for.
+    Each criterion is a study of its own: its own folds, fits and metrics. ``final`` and the judges without
+    other layers (``probes.evidence.BASELINES``) are always computed, because gains are stated against them, and shown
+    if asked for; of many items ``text-ridge`` takes the longest of them.
 
     Several runs (models, prompts, conditions, scales) are compared on the items that all of them can use, in the same
     folds and resamples, so that differences between any two judges of any two runs are paired.
@@ -268,8 +271,8 @@ def score(run: RunLike, judge: str | FittedJudge = "final") -> Scores:
         return judge.score(run)
     aggregator = get_aggregator(judge)
     _check_lens(run, aggregator)
-    logits = layer_logits(run, aggregator.lens)
-    return aggregator.fit(logits).predict(logits)
+    logits = layer_logits(run, aggregator.reads)
+    return aggregator.fit(logits, groups=group_codes(np.asarray(run.groups))).predict(logits)
 
 
 def _aggregators(run: RunLike, judges: Sequence[str | Aggregator] | None, notes: list[str]) -> list[Aggregator]:

@@ -13,7 +13,7 @@ from probes.align import spearman, weighted_spearman
 from probes.errors import FitError
 from probes.intervals import DIFFERENCE, interval, mean_over_folds
 from probes.protocol import group_codes, group_resamples, make_folds, out_of_fold, within_fold_spearman
-from probes.runlike import Part, RunLike, parts, where
+from probes.runlike import Part, RunLike, lacking, parts, where
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,14 +58,19 @@ def learning_curve(
         pool: Treat all criteria as one.
 
     Returns:
-        One row a criterion, judge and size: ``criterion, judge, lens, n_labels, n_test, value, lo, hi, gain, gain_lo,
-        gain_hi``; ``gain`` is the difference to the reference at the same size.
+        One row a criterion, judge and size: ``criterion, judge, lens, n_labels, n_test, n_draws, n_failed, value, lo,
+        hi, gain, gain_lo, gain_hi``; ``gain`` is the difference to the reference at the same size. Draws on which a
+        judge cannot be fitted (ten labels that are all equal) are counted in ``n_failed`` and as no agreement; where
+        there are no others the value is NaN.
 
     Raises:
         FitError: A judge is unknown, or a criterion has too few items for any size.
     """
     names = list(dict.fromkeys([*judges, reference]))
     chosen = [get_aggregator(name) for name in names]
+    for one in chosen:
+        if lacks := lacking(run, one):
+            raise FitError(lacks)
     rows = []
     for part in parts(run, criterion, pool=pool):
         pool_rows, test = _divide(part, test_share, seed)
@@ -81,14 +86,12 @@ def learning_curve(
         drawn = np.random.default_rng([seed, 2]).multinomial(draws, np.full(draws, 1 / draws), size=resamples)
         drawn = np.concatenate((np.ones((1, draws), dtype=np.int64), drawn))
         for size in possible:
-            found = np.stack(
-                [
-                    _tested(one, part, [pool_rows[order[:size]] for order in orders], test, weights[:, code])
-                    for one in chosen
-                ]
-            )
+            fits = [pool_rows[order[:size]] for order in orders]
+            tested = [_tested(one, part, fits, test, weights[:, code]) for one in chosen]
+            found, failed = np.stack([values for values, _ in tested]), [count for _, count in tested]
             # Undefined coefficients, of judges that say one thing, count as no agreement.
             mean = np.einsum("jdr,rd->jr", np.nan_to_num(found), drawn) / draws
+            mean[[count == draws for count in failed]] = np.nan
             gain = mean - mean[names.index(reference)]
             for number, one in enumerate(chosen):
                 value = interval(mean[number], weights.shape[1], level)
@@ -100,6 +103,8 @@ def learning_curve(
                         "lens": one.lens,
                         "n_labels": size,
                         "n_test": len(test),
+                        "n_draws": draws,
+                        "n_failed": failed[number],
                         "value": value.value,
                         "lo": value.lo,
                         "hi": value.hi,
@@ -136,21 +141,19 @@ def _tested(
     fits: Sequence[Int[np.ndarray, " fit"]],
     test: Int[np.ndarray, " test"],
     weights: Int[np.ndarray, "resample test"],
-) -> Float[np.ndarray, "draw resample"]:
-    """Spearman on the test items, in every resample, of the judge fitted on each draw; NaN where it cannot be."""
+) -> tuple[Float[np.ndarray, "draw resample"], int]:
+    """Spearman on the test items, in every resample, of the judge fitted on each draw; how many it cannot be."""
     logits = part.logits[aggregator.reads]
     on_test = logits.select(test)
-    scores = np.full((len(fits), len(test)), np.nan)
+    scores, failed = np.full((len(fits), len(test)), np.nan), 0
     for draw, rows in enumerate(fits):
-        if draw and not aggregator.needs_labels:
-            scores[draw] = scores[0]
-            continue
         try:
             fitted = aggregator.fit(logits.select(rows), part.y[rows], part.groups[rows])
         except FitError:
-            continue  # for example ten labels that are all equal
+            failed += 1  # for example ten labels that are all equal
+            continue
         scores[draw] = fitted.predict(on_test).value
-    return weighted_spearman(scores, part.y[test], weights)
+    return weighted_spearman(scores, part.y[test], weights), failed
 
 
 def transfer(

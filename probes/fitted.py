@@ -204,6 +204,11 @@ class FittedAggregator:
             columns = text_columns(fields_of(logits, self.name), self.params["recipe"])
         else:
             columns = states_of(logits, self.name).layer(int(self.params["layer"]))
+        if columns.shape[1] != len(self.params["coef"]):
+            raise FitError(
+                f"{self.name} was fitted on {len(self.params['coef'])} numbers an item, not on {columns.shape[1]}: it "
+                "belongs to another model"
+            )
         return np.asarray(intercept + self._standardised(columns) @ np.asarray(self.params["coef"]))
 
     def _weighed(self, used: Float[np.ndarray, "item layer label"]) -> Float[np.ndarray, " item"]:

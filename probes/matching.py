@@ -30,6 +30,8 @@ def named_runs(run: Runs) -> dict[str, RunLike]:
     """
     if isinstance(run, Mapping):
         found = {str(name): one for name, one in run.items()}
+    elif isinstance(run, str) or (isinstance(run, Sequence) and any(isinstance(one, str | Path) for one in run)):
+        raise FitError("pass runs, not their paths: open them with probes.open_run")
     elif isinstance(run, Sequence):
         # What has no file is numbered.
         paths = [Path(str(number)) if one.path is None else one.path for number, one in enumerate(run, start=1)]
@@ -49,6 +51,8 @@ def named_paths(texts: Sequence[str]) -> dict[str, Path]:
     """
     split = [("", text) if Path(text).exists() else text.rpartition("=")[::2] for text in texts]
     paths = [Path(path) for _, path in split]
+    if empty := [text for text, (_, path) in zip(texts, split, strict=True) if not path]:
+        raise FitError(f"{empty[0]!r} names no run: write PATH or NAME=PATH")
     unnamed = iter(short_names([path for (name, _), path in zip(split, paths, strict=True) if not name]))
     names = [name or next(unnamed) for name, _ in split]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -177,6 +181,8 @@ def _common(runs: Mapping[str, RunLike], usable: Mapping[str, Part], criterion: 
         places[name] = {(ids[row], criteria[row]): place for place, row in enumerate(part.rows.tolist())}
     first = next(iter(places))
     keys = [key for key in places[first] if all(key in of for of in places.values())]
+    if bare := next((name for name, part in usable.items() if not len(part.rows)), None):
+        raise FitError(f"no item of {bare} can be compared with human scores: {usable[bare].without}")
     if not keys:
         examples = "; ".join(f"{name} has {next(iter(of))[0]!r}" for name, of in places.items() if of)
         what = f" of criterion {criterion!r}" if criterion else ""

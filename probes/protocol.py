@@ -21,13 +21,32 @@ from probes.aggregate import MIN_FIT, Aggregator, FittedAggregator, LayerLogits
 from probes.align import MIN_PAIRS, Metric, weighted_spearman
 from probes.errors import FitError
 from probes.fitting.ridge import is_constant
-from probes.intervals import mean_over_folds
+from probes.intervals import MIN_RESAMPLES, mean_over_folds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
 _MAX_BINS: Final = 5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a study is carried out; see ``probes.compare``."""
+
+    folds: int
+    repeats: int
+    resamples: int
+    level: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1:
+            raise FitError(f"the level of the intervals must lie between 0 and 1, got {self.level:g}")
+        if self.resamples < MIN_RESAMPLES:
+            raise FitError(f"intervals need at least {MIN_RESAMPLES} resamples, got {self.resamples}")
+        if self.seed < 0:
+            raise FitError(f"a seed is a whole number from 0, got {self.seed}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,9 +188,9 @@ def out_of_fold(
                 f"{aggregator.spec} needs at least {MIN_FIT} items with a human score outside the test fold, "
                 f"but one fold leaves {sizes[-1]} of {len(y)}: label more items"
             )
-        labels = (y[train], groups[train]) if aggregator.needs_labels else ()
+        labels = y[train] if aggregator.needs_labels else None
         try:
-            fitted = aggregator.fit(logits.select(train), *labels)
+            fitted = aggregator.fit(logits.select(train), labels, groups[train])
         except FitError as error:
             if not aggregator.needs_labels:
                 raise

@@ -156,10 +156,11 @@ def _packed(found: WideFit, mean: Float[np.ndarray, " column"], spread: Float[np
 def residual_ridge(self: Aggregator, logits: LayerLogits, y: Labels, groups: Groups) -> Found:
     """On the residual state of the layer that left-out groups are predicted best from."""
     states = states_of(logits, self.spec)
-    # Groups in a random order, as many as there is room for.
-    code = np.unique(groups, return_inverse=True)[1]
-    order = np.argsort(np.random.default_rng(0).permutation(code.max() + 1)[code], kind="stable")
-    chosen = np.sort(order[:_CHOICE_ITEMS])
+    if len(np.unique(groups)) < 2:
+        raise FitError(f"{self.spec} leaves out a group at a time to choose a layer, and all {len(y)} items are of one")
+    # Of all groups alike: large ones are represented by some of their items, and still left out whole.
+    chosen = np.sort(np.random.default_rng(0).permutation(len(y))[:_CHOICE_ITEMS])
+    chosen = chosen if len(np.unique(groups[chosen])) > 1 else np.arange(len(y))
     errors = {}
     for layer in range(len(logits.layers)):
         columns, _mean, spread = _standardised(states.layer(layer)[chosen])

@@ -207,6 +207,14 @@ class Part:
     repeated: str | None = None
 
     @property
+    def without(self) -> str:
+        """How many items lack what, in words."""
+        return (
+            f"of {self.n_total}, {self.n_unlabelled} have no human score and {self.n_uncaptured} have no reading; "
+            "capture items with human scores"
+        )
+
+    @property
     def n_groups(self) -> int:
         """Number of groups among the items."""
         return len(np.unique(self.groups))

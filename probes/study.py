@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,10 +13,10 @@ from probes.artefact import FittedJudge, artefact
 from probes.calibration import brier, ece, kl, nll, scale_use, targets
 from probes.errors import FitError
 from probes.evidence import Evidence
-from probes.intervals import MIN_RESAMPLES, UNDEFINED, Interval, mean_over_folds, simultaneous
+from probes.intervals import UNDEFINED, Interval, mean_over_folds, simultaneous
 from probes.levels import level_rows
 from probes.permutation import holm, n_permutations
-from probes.protocol import Folds, OutOfFold, make_folds, out_of_fold, standing
+from probes.protocol import Folds, OutOfFold, Settings, make_folds, out_of_fold, standing
 from probes.raters import BesideRaters, HumanLine, attainable, beside_raters, krippendorff, rater_rows
 from probes.resampling import METRICS, interval_of, within_fold_agreement
 from probes.runlike import where
@@ -32,23 +31,6 @@ if TYPE_CHECKING:
 _FEW_GROUPS: Final = 20
 
 BANDS: Final = ("pointwise", "simultaneous")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a study is carried out; see ``probes.compare``."""
-
-    folds: int
-    repeats: int
-    resamples: int
-    level: float
-    seed: int
-
-    def __post_init__(self) -> None:
-        if not 0 < self.level < 1:
-            raise FitError(f"the level of the intervals must lie between 0 and 1, got {self.level:g}")
-        if self.resamples < MIN_RESAMPLES:
-            raise FitError(f"intervals need at least {MIN_RESAMPLES} resamples, got {self.resamples}")
 
 
 class Study:
@@ -70,6 +52,8 @@ class Study:
         settings: Settings,
         folds: Folds | None = None,
     ) -> None:
+        if not len(part.y):
+            raise FitError(f"no item of {where(run)} can be compared with human scores: {part.without}")
         self.part = part
         self._run = run
         self._settings = settings

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from probes.fitting.maps import fit_tuned, kl_to_last
 from probes.fitting.threads import one_blas_thread
 from probes.intervals import Interval, mean_interval
-from probes.protocol import group_resamples, make_folds
+from probes.protocol import Settings, group_resamples, make_folds
 from probes.runlike import check_lens, parts
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def tuned_lens(
         FitError: The run lacks the ``norm`` lens; or as ``compare``.
     """
     check_lens(run, "norm")
+    Settings(folds, repeats, resamples, level, seed)  # refuses what is out of range
     rows = []
     for part in parts(run, criterion, pool=pool):
         before, after = _held_out(part, folds, repeats, seed)

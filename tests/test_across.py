@@ -7,15 +7,16 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from probes.across import Reference
 from probes.aggregate import get_aggregator
 from probes.comparing import by_layer, compare, layer_tests
 from probes.errors import FitError
 from probes.intervals import interval, mean_over_folds
 from probes.permutation import holm
-from probes.protocol import group_resamples, make_folds, out_of_fold
+from probes.protocol import Settings, group_resamples, make_folds, out_of_fold
 from probes.runlike import parts
 from probes.scale import Scale
-from probes.study import Settings, Study
+from probes.study import Study
 from tests.many_runs import DescribedRun, asked
 
 FAST = {"folds": 3, "repeats": 2, "resamples": 40}
@@ -245,3 +246,16 @@ def test_the_footnote_states_the_protocol(found):
     ):
         assert part in note
     assert "paired, to final of the same run;" in compare(three(), JUDGES, baseline="final", **FAST).footnote
+
+
+def test_names_of_runs_may_begin_alike_or_be_those_of_judges():
+    runs = {"a": DescribedRun(), "a:b": DescribedRun(), "layer": DescribedRun()}
+    for text, judge, run in (
+        ("a:b:final", "final", "a:b"),
+        ("a:final", "final", "a"),
+        ("layer:2", "layer:2", None),
+        ("layer:layer:2", "layer:2", "layer"),
+    ):
+        assert Reference.read(text, runs) == Reference(judge, run)
+    with pytest.raises(FitError, match="unknown judge 'finl'"):
+        Reference.read("a:finl", runs)

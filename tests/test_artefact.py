@@ -148,6 +148,64 @@ def test_damaged_files_are_refused_in_one_line(edit, reason, tmp_path):
     refuses(f"{path} is damaged: {reason}; fit the judge again", FittedJudge.load, path)
 
 
+def params(edit):
+    return lambda data: edit(data["aggregator"]["params"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "edit", "reason"),
+    [
+        ("spectral-ordinal", params(lambda p: p["thresholds"].reverse()), "thresholds do not ascend"),
+        ("final-ridge", params(lambda p: p["spread"].__setitem__(0, 0.0)), "a spread is not positive"),
+        ("final-ridge", params(lambda p: p["mean"].__setitem__(0, 1e400)), "mean holds a number that is not finite"),
+        ("final-ridge", params(lambda p: p["columns"].__setitem__(0, [0, -1])), "columns mix slopes and labels"),
+        ("residual-ridge", params(lambda p: p.update(layer="2")), "the layer is none of the layers"),
+        ("residual-ridge", params(lambda p: p.update(layer=True)), "the layer is none of the layers"),
+        ("residual-ridge", params(lambda p: p.update(layer=7)), "the layer is none of the layers"),
+        ("prob-uniform", params(lambda p: p.update(again="yes")), "again is neither 0 nor 1"),
+        ("lager@tuned", params(lambda p: p["maps"].update(matrix=[])), "matrix has the wrong shape or type"),
+        ("text-ridge", params(lambda p: p["recipe"].update(fields="r")), "fields are not different texts"),
+        ("text-ridge", params(lambda p: p["recipe"].update(fields=[3])), "fields are not different texts"),
+        (
+            "text-ridge",
+            params(lambda p: p["recipe"]["terms"]["char"].__setitem__(0, p["recipe"]["terms"]["char"][1])),
+            "terms of char are not different texts",
+        ),
+        (
+            "text-ridge",
+            params(lambda p: p["recipe"]["idf"]["char"].__setitem__(0, "x")),
+            "idf of char are not positive numbers",
+        ),
+        (
+            "text-ridge",
+            params(lambda p: p["recipe"].update(length_spread=[None, 1.0])),
+            "length_spread are not positive numbers",
+        ),
+        (
+            "text-ridge",
+            params(lambda p: p["recipe"]["idf"]["char"].pop()),
+            "the recipe of the texts is inconsistent",
+        ),
+        (
+            "final",
+            lambda d: d["aggregator"]["values"].__setitem__(0, 0.5),
+            "the values of the scale are not those of the aggregator",
+        ),
+        ("final", lambda d: d["scale"].pop("values"), "values is missing"),
+        (
+            "final",
+            lambda d: (d["aggregator"]["values"].sort(reverse=True), d["scale"]["values"].sort(reverse=True)),
+            "values do not ascend",
+        ),
+    ],
+)
+def test_what_would_score_nonsense_is_refused_in_one_line(spec, edit, reason, tmp_path):
+    path = tmp_path / "judge.json"
+    text = json.dumps(damage(fit(FakeRun(60), spec).to_dict(), edit)).replace("Infinity", "1e400")
+    path.write_text(text)
+    refuses(f"{path} is damaged: {reason}; fit the judge again", FittedJudge.load, path)
+
+
 def test_foreign_files_are_refused_in_one_line(tmp_path):
     path = tmp_path / "judge.json"
     refuses(f"cannot read the judge {path}: No such file or directory", FittedJudge.load, path)

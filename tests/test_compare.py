@@ -377,7 +377,8 @@ def test_bad_settings_are_refused():
     refuses("no judge 'x' in this comparison: it has final, final-ridge, best-layer, best-layer-ridge, text-ridge",
             compare(run, ["final"], **FAST).difference, "x", "final")  # fmt: skip
     refuses(
-        "cross-validation needs items of at least 2 groups, got 0 items of 0: add items of other sources",
+        "no item of the run can be compared with human scores: of 60, 60 have no human score and 0 have no reading; "
+        "capture items with human scores",
         compare,
         unlabelled(),
     )

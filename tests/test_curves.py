@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from probes import curves
 from probes.aggregate import LayerLogits, get_aggregator
 from probes.curves import learning_curve, transfer
 from probes.errors import FitError
+from probes.runlike import parts
 from tests.fake_run import FakeRun
 
 
@@ -120,3 +122,31 @@ def test_criteria_of_a_run_are_sets_of_their_own():
     table = transfer({"run": run}, repeats=1, resamples=100)
     assert table["fitted_on"].tolist() == ["run/x", "run/y"] * 2
     assert set(learning_curve(run, ["final"], sizes=[10], resamples=100)["criterion"]) == {"x", "y"}
+
+
+def test_judges_that_cannot_be_fitted_are_no_zeros():
+    run = FakeRun(80)
+    run.has_item_residuals = False
+    with pytest.raises(FitError, match="^residual-ridge reads residual states, which the run lacks"):
+        learning_curve(run, ["residual-ridge"], sizes=(10,), draws=2, resamples=20)
+    run.logits["norm"][:] = 1.0
+    table = learning_curve(run, ["best-layer-ridge"], sizes=(20,), draws=3, resamples=20).set_index("judge")
+    never = table.loc["best-layer-ridge"]
+    assert never["n_failed"] == never["n_draws"] == 3
+    assert np.isnan(never[["value", "lo", "hi", "gain"]].astype(float)).all()
+    # A judge that says one thing of all items has been fitted, and does not agree.
+    assert table.loc["final-ridge", ["n_failed", "value"]].tolist() == [0, 0]
+
+
+def test_label_free_judges_are_fitted_anew_on_every_draw():
+    run = FakeRun(120, 4, seed=3)
+    table = learning_curve(run, ["whitened"], sizes=(10,), draws=12, resamples=50)
+    part = parts(run)[0]
+    pool, test = curves._divide(part, 0.5, 0)
+    values = []
+    for draw in range(12):
+        rows = pool[curves._label_order(part.groups[pool], 0, draw)[:10]]
+        fitted = get_aggregator("whitened").fit(part.logits["norm"].select(rows), groups=part.groups[rows])
+        values.append(stats.spearmanr(fitted.predict(part.logits["norm"].select(test)).value, part.y[test]).statistic)
+    assert np.std(values) > 0
+    assert table[table["judge"] == "whitened"]["value"].item() == pytest.approx(np.mean(values))

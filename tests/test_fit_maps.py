@@ -7,8 +7,9 @@ import pytest
 from scipy import optimize, stats
 from scipy.special import log_softmax, softmax
 
+from probes import aggregate
 from probes.aggregate import get_aggregator
-from probes.comparing import compare
+from probes.comparing import compare, score
 from probes.errors import FitError
 from probes.fitting.lowrank import fit_rank_one
 from probes.fitting.maps import PULLS, LayerMaps, _map_of, fit_calibration, fit_tuned, kl_to_last
@@ -194,3 +195,24 @@ def test_layers_that_the_lens_does_not_help_are_named():
     run.logits["norm"][:, 2] = run.logits["norm"][:, 3]
     found = compare(run, ["final", "uniform@tuned"], folds=3, repeats=1, resamples=60)
     assert found.warnings[-1] == "the tuned lens does not lower the held-out divergence from the last layer at 2"
+
+
+def test_the_lens_is_tuned_on_groups_in_every_fold_and_when_scoring(monkeypatch):
+    seen = []
+    plain = aggregate.fit_tuned
+    monkeypatch.setattr(
+        aggregate, "fit_tuned", lambda logits, groups: seen.append(len(np.unique(groups))) or plain(logits, groups)
+    )
+    run = FakeRun(60, 3, group=10)
+    compare(run, ["uniform@tuned"], folds=3, repeats=1, resamples=60)
+    assert seen == [4, 4, 4, 6]
+    scores = score(run, "uniform@tuned").value
+    assert seen[-1] == 6
+    expected = get_aggregator("uniform@tuned").fit(layer_logits(run, "norm"), groups=run.groups)
+    np.testing.assert_allclose(scores, expected.predict(layer_logits(run, "norm")).value)
+
+
+def test_bad_settings_of_the_report_are_refused():
+    for bad in ({"level": 2}, {"resamples": 0}, {"seed": -1}):
+        with pytest.raises(FitError):
+            tuned_lens(FakeRun(40, 2), **bad)

@@ -11,7 +11,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 
 from probes import ridge_recipes
-from probes.aggregate import get_aggregator
+from probes.aggregate import States, get_aggregator
 from probes.errors import FitError
 from probes.fitting.text import fit_text, n_columns_of, text_columns
 from probes.fitting.wide import SHARES, fit_wide
@@ -116,7 +116,7 @@ def test_text_ridge_learns_from_words_alone_and_knows_new_ones():
     assert scores.probs is None
     assert spearmanr(scores.value, y[80:]).statistic > 0.5
     assert (judge.layer_weights() == 0).all()
-    strange = replace(logits.select(np.arange(1)), fields=[{"response": "zyzzyva 9"}])
+    strange = replace(logits.select(np.arange(1)), fields=[{"response": "zyzzyva 9", "context": ""}])
     assert np.isfinite(judge.predict(strange).value).all()
 
 
@@ -135,3 +135,26 @@ def test_texts_without_any_repeated_ngram_are_judged_by_their_length():
     found, recipe = fit_text(fields, np.arange(40.0), np.arange(40))
     assert recipe["terms"]["word"] == []
     assert spearmanr(text_columns(fields, recipe) @ found.coef, np.arange(40)).statistic > 0.9
+
+
+def test_large_groups_do_not_hide_the_layer():
+    run = FakeRun(3600, 6, group=1200, signal=[0, 0.1, 0.1, 0.1, 0.1, 1.5, 0.1])
+    judge = get_aggregator("residual-ridge").fit(layer_logits(run, "norm"), run.human_value, run.groups)
+    assert judge.notes["layer"] == "5"
+    with pytest.raises(FitError) as caught:
+        get_aggregator("residual-ridge").fit(layer_logits(run, "norm"), run.human_value, np.zeros(3600))
+    assert str(caught.value) == (
+        "residual-ridge leaves out a group at a time to choose a layer, and all 3600 items are of one"
+    )
+
+
+def test_items_without_the_fields_and_states_of_another_size_are_refused():
+    fields, y = texts()
+    run = FakeRun()
+    logits = replace(layer_logits(run, "norm"), fields=fields)
+    judge = get_aggregator("text-ridge").fit(logits, y, np.arange(120))
+    with pytest.raises(FitError, match="^text-ridge was fitted on the field 'context', which no item has"):
+        judge.predict(replace(logits, fields=[{"response": "fine"}] * 120))
+    of_states = get_aggregator("residual-ridge").fit(logits, run.human_value, run.groups)
+    with pytest.raises(FitError, match="^residual-ridge was fitted on 8 numbers an item, not on 5"):
+        of_states.predict(replace(logits, states=States(lambda index: run.states[:, index, :5])))

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from probes.comparing import compare
 from probes.errors import FitError
 from probes.matching import match, named_paths, named_runs, short_names
+from tests.fake_run import FakeRun
 from tests.many_runs import DescribedRun
 
 
@@ -116,3 +118,21 @@ def test_groups_are_put_together_where_either_run_shows_the_same_text():
     assert part.n_groups == 44
     assert part.groups[0] == part.groups[20]
     assert part.repeated.startswith("2 of 90 items have the same text")
+
+
+def test_what_is_no_run_is_refused_in_one_line():
+    for wrong in ("run.h5", ["run.h5"], [Path("run.h5")]):
+        with pytest.raises(FitError, match="^pass runs, not their paths: open them with probes.open_run$"):
+            named_runs(wrong)
+    for empty in ("", "a="):
+        with pytest.raises(FitError) as caught:
+            named_paths([empty])
+        assert str(caught.value) == f"{empty!r} names no run: write PATH or NAME=PATH"
+    unlabelled = FakeRun(20)
+    unlabelled.human_value = np.full(20, np.nan)
+    with pytest.raises(FitError) as caught:
+        compare({"a": FakeRun(20), "b": unlabelled}, ["final"])
+    assert str(caught.value) == (
+        "no item of b can be compared with human scores: of 20, 20 have no human score and 0 have no reading; capture "
+        "items with human scores"
+    )

@@ -72,10 +72,16 @@ def fit_text(
 
 
 def text_columns(fields: Fields, recipe: Mapping[str, Any]) -> Float[np.ndarray, "item column"]:
-    """The columns that a text ridge weighs: lengths, then n-grams of each kind."""
+    """The columns that a text ridge weighs: lengths, then n-grams of each kind.
+
+    Raises:
+        FitError: No item has one of the fields that it was fitted on.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     names = recipe["fields"]
+    if lacking := [name for name in names if not any(name in item for item in fields)] if len(fields) else []:
+        raise FitError(f"text-ridge was fitted on the field {lacking[0]!r}, which no item has: pass such items")
     texts = _joined(fields, names)
     # A unit of spread, as a whole text has a norm of 1 in the n-grams of each kind.
     parts: list[Any] = [_lengths(fields, names) / np.asarray(recipe["length_spread"])]
@@ -95,12 +101,20 @@ def n_columns_of(recipe: Mapping[str, Any]) -> int:
         KeyError: It is no recipe.
         ValueError: Its parts do not go together.
     """
-    n_lengths = 2 * len(recipe["fields"])
-    if len(recipe["length_spread"]) != n_lengths or any(
-        len(recipe["terms"][kind]) != len(recipe["idf"][kind]) for kind in _KINDS
-    ):
+    numbers = {"length_spread": recipe["length_spread"], **{f"idf of {kind}": recipe["idf"][kind] for kind in _KINDS}}
+    texts = {"fields": recipe["fields"], **{f"terms of {kind}": recipe["terms"][kind] for kind in _KINDS}}
+    for name, given in numbers.items():
+        array = np.asarray(given, dtype=None if len(given) else np.float64)
+        if array.dtype.kind not in "fi" or array.ndim != 1 or not np.isfinite(array).all() or (array <= 0).any():
+            raise ValueError(f"{name} are not positive numbers")
+    for name, given in texts.items():
+        ours = isinstance(given, list) and all(isinstance(one, str) for one in given)
+        if not ours or len(set(given)) < len(given):
+            raise ValueError(f"{name} are not different texts")
+    sizes = [2 * len(recipe["fields"]), *(len(recipe["terms"][kind]) for kind in _KINDS)]
+    if [len(given) for given in numbers.values()] != sizes:
         raise ValueError("the recipe of the texts is inconsistent")
-    return n_lengths + sum(len(recipe["terms"][kind]) for kind in _KINDS)
+    return sum(sizes)
 
 
 def _joined(fields: Fields, names: Sequence[str]) -> list[str]:

@@ -25,6 +25,8 @@ def open_run(path: str | Path, *, trusted: bool = True) -> Run:
     Raises:
         RunFileError: There is no such run, it is damaged, it is of a later format version, or it cannot be trusted.
     """
+    if not str(path):
+        raise RunFileError("an empty path names no run: write the path of one")
     path = Path(path)
     if not path.exists() and partial_folder(path).is_dir():
         path = partial_folder(path)
