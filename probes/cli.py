@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from probes import cli_comparing, cli_runs, cli_scoring
+from probes import cli_comparing, cli_plot, cli_runs, cli_scoring
 from probes.cli_options import (
     CONDITION,
     DTYPE,
@@ -216,30 +216,8 @@ def fit(
             typer.echo(str(run_fit(opened, spec, criterion=criterion).save(out / f"{_file_name(spec)}.json")))
 
 
-@app.command()
-def plot(
-    run: RunPath,
-    figure: Annotated[list[str] | None, typer.Option(help="alignment, weights; both unless given.")] = None,
-    judge: Judges = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures.")] = Path("figures"),
-    fmt: Annotated[list[str] | None, typer.Option("--format", help="png, pdf, svg; png and pdf unless given.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of folds and resamples.")] = 0,
-    criterion: Annotated[str | None, typer.Option(help="Only items of this criterion.")] = None,
-    config: Config = None,
-) -> None:
-    """Draw figures from a run."""
-    del config
-    from probes.comparing import compare as run_compare
-    from probes.demo import draw
-    from probes.store import open_run
-
-    with open_run(run) as opened:
-        found = run_compare(opened, judge or None, seed=seed, criterion=criterion)
-    for path in draw(found, out, tuple(fmt or ("png", "pdf")), tuple(figure or ("alignment", "weights"))):
-        typer.echo(str(path))
-
-
 cli_comparing.add_to(app)
+cli_plot.add_to(app)
 cli_scoring.add_to(app)
 cli_runs.add_to(app)
 

@@ -6,10 +6,8 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
-
-    from matplotlib.figure import Figure
 
     from probes.comparison import Comparison
 
@@ -68,41 +66,14 @@ def save_comparison(found: Comparison, out: Path) -> list[Path]:
     return [table, out / "judges"]
 
 
-def draw(
-    found: Comparison,
-    out: Path,
-    formats: Sequence[str] = ("png", "pdf"),
-    names: Sequence[str] = ("alignment", "weights"),
-) -> list[Path]:
-    """Draw and save figures of a comparison; return their paths."""
+def draw(found: Comparison, out: Path) -> list[Path]:
+    """Draw and save the two figures of the demo; return their paths."""
     from probes import figures
-    from probes.errors import FigureError
+    from probes.figures.drawing import of_comparison
 
-    makers = {"alignment": _alignment, "weights": _weights}
-    if unknown := [name for name in names if name not in makers]:
-        raise FigureError(f"no figure {unknown[0]!r}: choose one of {', '.join(makers)}")
     paths: list[Path] = []
     for criterion in found.criteria:
         suffix = f"-{criterion}" if len(found.criteria) > 1 else ""
-        for name in names:
-            paths += figures.save(makers[name](found, criterion), out / f"{name}{suffix}", tuple(formats))
+        for name in ("alignment", "weights"):
+            paths += figures.save(of_comparison(found, name, criterion), out / f"{name}{suffix}", ("png", "pdf"))
     return paths
-
-
-def _alignment(found: Comparison, criterion: str) -> Figure:
-    from probes import figures
-
-    layers = found.by_layer[found.by_layer["criterion"] == criterion]
-    # The last layer under the norm lens is what the model itself says.
-    last = layers[(layers["lens"] == "norm") & (layers["layer_index"] == layers["layer_index"].max())]
-    lines = found.human_lines[found.human_lines["criterion"] == criterion].set_index("line")["value"]
-    return figures.alignment(layers, final=float(last["value"].iloc[0]), attainable=float(lines["attainable"]))
-
-
-def _weights(found: Comparison, criterion: str) -> Figure:
-    from probes import figures
-
-    table = found.weights[found.weights["criterion"] == criterion]
-    # Weights that are not learned, or lie on one layer, need no picture.
-    learned = found.table[found.table["labels_used"] > 0]["judge"]
-    return figures.weights(table[table["judge"].isin(found.multi_layer) & table["judge"].isin(learned)])

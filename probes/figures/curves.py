@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -10,16 +10,24 @@ from jaxtyping import Bool, Float
 from probes.errors import FigureError
 from probes.figures.style import (
     COLUMN_WIDTH,
+    LOOKS,
+    Look,
     NotebookFigure,
     check_one_row_each,
     check_table,
+    distinct,
     dress,
     house_style,
     label_layers,
     layer_names,
+    legend_above,
+    letters,
     on_layers,
     root,
+    short_list,
     short_number,
+    span,
+    take_looks,
     write_caption,
 )
 
@@ -42,26 +50,9 @@ _METRIC_LABELS = {
 }
 
 
-class _Look(NamedTuple):
-    color: str
-    line: Any
-    marker: str
-
-
-# Okabe and Ito's colours, ordered so that neighbours also differ in lightness; line and marker tell them
-# apart without any colour. A lens looks the same in every figure.
-_KNOWN = {
-    "norm": _Look("#0072B2", "-", "o"),
-    "raw": _Look("#E69F00", (0, (4, 1.5)), "s"),
-    "tuned": _Look("#7A1F5C", (0, (5, 1.2, 1, 1.2)), "^"),
-}
-_OTHERS = (
-    _Look("#009E73", (0, (1, 1)), "D"),
-    _Look("#D55E00", (0, (7, 2)), "v"),
-    _Look("#56B4E9", (0, (3, 1, 1, 1, 1, 1)), "P"),
-    _Look("#000000", (0, (2, 1)), "X"),
-    _Look("#CC79A7", (0, (6, 1, 2, 1)), "*"),
-)
+# A lens looks the same in every figure.
+_KNOWN = dict(zip(("norm", "raw", "tuned"), LOOKS[:3], strict=True))
+_OTHERS = LOOKS[3:]
 
 
 def alignment(
@@ -71,18 +62,22 @@ def alignment(
     attainable: float | None = None,
     human: float | None = None,
     metric: str = "spearman",
+    depth: bool | None = None,
     ax: Axes | None = None,
     caption: bool = True,
 ) -> Figure:
-    """Draw one curve a lens: how well each layer's score agrees with the human ratings.
+    """Draw one curve a lens, or a run and lens: how well each layer's score agrees with the human ratings.
 
     Args:
         table: One row per lens and layer with the columns ``lens``, ``layer``, ``layer_index``, ``metric``,
-            ``value``, ``lo``, ``hi``, ``n_used``, ``n_total``. A NaN value, or a missing row, is a gap.
+            ``value``, ``lo``, ``hi``, ``n_used``, ``n_total``. A NaN value, or a missing row, is a gap. With a
+            column ``run`` it may hold several runs, also of models with other numbers of layers.
         final: The judge read from the last layer, drawn as a horizontal line.
         attainable: The agreement that the raters' noise leaves possible, drawn as a horizontal line.
         human: One random rater against the mean of the others, drawn as a horizontal line.
         metric: Which rows of the table to draw.
+        depth: Put layers at their share of the model's depth, 0 the embedding and 1 the last block, rather than at
+            their number; where there are several runs, unless given.
         ax: Axes to draw into; a new figure of one column's width unless given.
         caption: Write the number of items and the kind of interval under the axes.
 
@@ -90,44 +85,94 @@ def alignment(
         The figure that holds the axes.
 
     Raises:
-        FigureError: The table lacks columns or rows, has no finite value of this metric, or several rows for
-            one lens and layer.
+        FigureError: The table lacks columns or rows, has no finite value of this metric, several rows for
+            one lens and layer, more curves than can be told apart, or several runs that are to share layer numbers.
     """
     check_table(table, _COLUMNS, "alignment")
     rows = table[table["metric"] == metric]
     if len(rows) == 0:
         have = ", ".join(sorted(map(str, table["metric"].unique())))
         raise FigureError(f"the alignment figure found no rows of the metric {metric!r}; the table has {have}")
-    check_one_row_each(rows, ["lens"], "alignment")
+    keys = ["run", "lens"] if "run" in rows else ["lens"]
+    check_one_row_each(rows, keys, "alignment")
     if not np.isfinite(rows["value"].to_numpy(dtype=np.float64, na_value=np.nan)).any():
         raise FigureError(f"the alignment figure found no finite {metric} value to draw")
-    names = layer_names(rows)
-    looks = _looks([str(lens) for lens in rows["lens"].unique()])
+    series = _series(rows)
+    depth = "run" in rows and rows["run"].nunique() > 1 if depth is None else depth
+    names = {
+        name: layer_names(rows if "run" not in rows else rows[rows["run"] == one.run]) for name, one in series.items()
+    }
+    longest = max(names.values(), key=len)
+    if not depth and any(one[index] != longest.get(index) for one in names.values() for index in one):
+        raise FigureError("the alignment figure cannot share layer numbers between these runs; draw it with depth=True")
     with house_style():
         own = ax is None
         if ax is None:
-            ax = NotebookFigure(figsize=(COLUMN_WIDTH, 2.7 if caption else 2.5)).subplots()
+            legend = 0.13 * (len(series) - 1) if "run" in rows and rows["run"].nunique() > 1 else 0
+            ax = NotebookFigure(figsize=(COLUMN_WIDTH, (2.7 if caption else 2.5) + legend)).subplots()
         dress(ax)
         lowest, highest = np.inf, -np.inf
-        for lens, look in looks.items():
-            value, lo, hi = on_layers(rows[rows["lens"] == lens], list(names), ("value", "lo", "hi"))
-            _draw_curve(ax, np.array(list(names), dtype=np.float64), value, lo, hi, f"{lens} lens", look)
+        for name, one in series.items():
+            value, lo, hi = on_layers(one.rows, list(names[name]), ("value", "lo", "hi"))
+            _draw_curve(ax, _places(names[name], depth), value, lo, hi, name, one.look)
             seen = np.concatenate([value, lo, hi])
             seen = seen[np.isfinite(seen)]
             if seen.size:
                 lowest, highest = min(lowest, seen.min()), max(highest, seen.max())
-        label_layers(ax, names)
+        if depth:
+            ax.set_xlim(-0.02, 1.02)
+            ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
+            ax.set_xlabel("relative depth (0 = embedding, 1 = last block)")
+        else:
+            label_layers(ax, longest)
         ax.set_ylabel(_METRIC_LABELS.get(metric, metric))
         lines = {"attainable": attainable, "one rater": human, "final layer": final}
         given = {name: y for name, y in lines.items() if y is not None and np.isfinite(y)}
         _draw_references(ax, given, lowest, highest)
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=min(3, len(looks)))
+        legend_above(ax)
         if caption:
-            write_caption(ax, _caption(rows, names), own)
+            write_caption(ax, _caption(rows, series, names), own)
     return root(ax)
 
 
-def _looks(lenses: Sequence[str]) -> dict[str, _Look]:
+class _Series(NamedTuple):
+    """One curve."""
+
+    run: str
+    short: str  # in the caption
+    rows: pd.DataFrame
+    look: Look
+
+
+def _series(rows: pd.DataFrame) -> dict[str, _Series]:
+    """Curves by the name that the legend gives them: lenses, or runs, or both where there are several of both."""
+    if "run" not in rows or rows["run"].nunique() == 1:
+        lenses = [str(lens) for lens in rows["lens"].unique()]
+        looks = _looks(lenses)
+        run = rows["run"].iloc[0] if "run" in rows else ""
+        return {
+            f"{letters(lens, 24)} lens": _Series(run, lens, rows[rows["lens"] == lens], looks[lens]) for lens in lenses
+        }
+    pairs = list(rows[["run", "lens"]].drop_duplicates().itertuples(index=False, name=None))
+    several = rows["lens"].nunique() > 1
+    found = [f"{run}, {lens} lens" if several else str(run) for run, lens in pairs]
+    shorts = distinct(found, 40)
+    looks = take_looks(shorts, "alignment")
+    return {
+        name: _Series(run, name, rows[(rows["run"] == run) & (rows["lens"] == lens)], looks[name])
+        for name, (run, lens) in zip(shorts, pairs, strict=True)
+    }
+
+
+def _places(names: Mapping[int, str], depth: bool) -> Float[np.ndarray, " layer"]:
+    """Where layers are along the axis; a layer's depth is its own number over that of the last one."""
+    if not depth:
+        return np.array(list(names), dtype=np.float64)
+    blocks = [0 if name == "embed" else int(name) if name.isdigit() else index for index, name in names.items()]
+    return np.array(blocks, dtype=np.float64) / max(1, *blocks)
+
+
+def _looks(lenses: Sequence[str]) -> dict[str, Look]:
     others = [lens for lens in lenses if lens not in _KNOWN]
     if len(others) > len(_OTHERS):
         raise FigureError(f"the alignment figure can tell {len(_OTHERS)} further lenses apart, not {len(others)}")
@@ -141,7 +186,7 @@ def _draw_curve(
     lo: Float[np.ndarray, " layer"],
     hi: Float[np.ndarray, " layer"],
     label: str,
-    look: _Look,
+    look: Look,
 ) -> None:
     alone = _isolated(np.isfinite(value))
     # Markers on some layers only, so that eighty of them do not hide the line, but on every point that has no
@@ -203,34 +248,26 @@ def _spread(places: Sequence[float], gap: float) -> list[float]:
     return result
 
 
-def _caption(rows: pd.DataFrame, names: Mapping[int, str]) -> str:
+def _caption(rows: pd.DataFrame, series: Mapping[str, _Series], names: Mapping[str, Mapping[int, str]]) -> str:
     value = rows["value"].to_numpy(dtype=np.float64, na_value=np.nan)
     drawn = rows[np.isfinite(value)]
-    used, total = _span(drawn["n_used"]), _span(drawn["n_total"])
+    used, total = span(drawn["n_used"]), span(drawn["n_total"])
     parts = [f"n = {used} of {total} items"]
+    if "run" in rows and rows["run"].nunique() > 1 and rows["lens"].nunique() == 1:
+        parts.append(f"{rows['lens'].iloc[0]} lens")
     if np.isfinite(drawn[["lo", "hi"]].to_numpy(dtype=np.float64, na_value=np.nan)).any():
         simultaneous = "band" in drawn and set(drawn["band"]) == {"simultaneous"}
         held = "simultaneous 95 % bands over the layers" if simultaneous else "pointwise 95 % intervals"
         parts.append(f"bands: {held}, conditional on the fitted judges")
-    gaps = {}
-    for lens in rows["lens"].unique():
-        there = set(drawn.loc[drawn["lens"] == lens, "layer_index"])
-        gaps[str(lens)] = [index for index in names if index not in there]
-    shared = [index for index in names if all(index in gap for gap in gaps.values())]
+    gaps = []
+    for name, one in series.items():
+        finite = np.isfinite(one.rows["value"].to_numpy(dtype=np.float64, na_value=np.nan))
+        there = set(one.rows["layer_index"].to_numpy()[finite].tolist())
+        gaps.append([layer for index, layer in names[name].items() if index not in there])
+    shared = [layer for layer in gaps[0] if all(layer in gap for gap in gaps)]
     if shared:
-        parts.append(f"no value at {_short_list([names[i] for i in shared])}")
-    for lens, gap in gaps.items():
-        if more := [names[i] for i in gap if i not in shared]:
-            parts.append(f"{lens}: no value at {_short_list(more)}")
+        parts.append(f"no value at {short_list(shared)}")
+    for one, gap in zip(series.values(), gaps, strict=True):
+        if more := [layer for layer in gap if layer not in shared]:
+            parts.append(f"{one.short}: no value at {short_list(more)}")
     return "; ".join(parts)
-
-
-def _span(counts: pd.Series) -> str:
-    if counts.isna().all():
-        return "an unknown number"
-    low, high = int(counts.min()), int(counts.max())
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _short_list(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more layers"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import matplotlib
 import numpy as np
 from jaxtyping import Float
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from probes.errors import FigureError
@@ -22,8 +23,31 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMN_WIDTH = 3.4  # inches, one column of the usual two-column paper
+MISSING_LETTER = "□"
 _CAPTION_SIZE = 6.0
 _STYLE_SHEET = Path(__file__).with_name("probes.mplstyle")
+
+
+class Look(NamedTuple):
+    """How a series is drawn."""
+
+    color: str
+    line: Any
+    marker: str
+
+
+# Okabe and Ito's colours, ordered so that neighbours also differ in lightness; line and marker tell them
+# apart without any colour.
+LOOKS = (
+    Look("#0072B2", "-", "o"),
+    Look("#E69F00", (0, (4, 1.5)), "s"),
+    Look("#7A1F5C", (0, (5, 1.2, 1, 1.2)), "^"),
+    Look("#009E73", (0, (1, 1)), "D"),
+    Look("#D55E00", (0, (7, 2)), "v"),
+    Look("#56B4E9", (0, (3, 1, 1, 1, 1, 1)), "P"),
+    Look("#000000", (0, (2, 1)), "X"),
+    Look("#CC79A7", (0, (6, 1, 2, 1)), "*"),
+)
 
 
 class NotebookFigure(Figure):
@@ -58,15 +82,15 @@ def check_table(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
         raise FigureError(f"the {what} figure needs at least one row, and the table is empty")
 
 
-def check_one_row_each(table: pd.DataFrame, keys: Sequence[str], what: str) -> None:
-    """Refuse a table with several rows for one point of the figure.
+def check_one_row_each(table: pd.DataFrame, keys: Sequence[str], what: str, *, layers: bool = True) -> None:
+    """Refuse a table with several rows for one point of the figure, where that is one of some layer.
 
     Raises:
         FigureError: It has; the text names the first such point.
     """
-    doubled = table[table.duplicated([*keys, "layer_index"])]
+    doubled = table[table.duplicated([*keys, "layer_index"] if layers else list(keys))]
     if len(doubled):
-        point = ", ".join(f"{key} {doubled.iloc[0][key]}" for key in [*keys, "layer"])
+        point = ", ".join(f"{key} {doubled.iloc[0][key]}" for key in ([*keys, "layer"] if layers else keys))
         raise FigureError(
             f"the {what} figure found several rows for {point}; select one criterion, split and metric first"
         )
@@ -111,7 +135,7 @@ def write_caption(ax: Axes, text: str, own: bool) -> None:
     """Small print under the axes, wrapped to the figure's width, or to the axes' if the caller made them."""
     fig = root(ax)
     inches = float(fig.get_size_inches()[0]) * (1.0 if own else float(ax.get_position().width))
-    wrapped = textwrap.fill(text, max(20, int(inches * 72 / (0.53 * _CAPTION_SIZE))))
+    wrapped = "\n".join(wrap_small(paragraph, inches) for paragraph in text.splitlines())
     if own:
         fig.supxlabel(wrapped, x=0.01, ha="left", fontsize=_CAPTION_SIZE, linespacing=1.25)
         return
@@ -127,6 +151,122 @@ def write_caption(ax: Axes, text: str, own: bool) -> None:
         linespacing=1.25,
         annotation_clip=False,
     )
+
+
+def wrap_small(text: str, inches: float) -> str:
+    """Text in lines of small print that are no longer than so many inches; a word that is longer is broken."""
+    room = inches * 72 * 0.97
+    lines, line, used = list[str](), "", 0.0
+    for word in text.split():
+        width = sum(map(_letter_width, word))
+        if line and used + _letter_width(" ") + width > room:
+            lines.append(line)
+            line, used = "", 0.0
+        line, used = (f"{line} {word}", used + _letter_width(" ") + width) if line else (word, width)
+        while used > room:
+            kept = int(np.searchsorted(np.cumsum([_letter_width(letter) for letter in line]), room))
+            lines.append(line[: max(1, kept)])
+            line = line[max(1, kept) :]
+            used = sum(map(_letter_width, line))
+    return "\n".join([*lines, line])
+
+
+@cache
+def _letter_width(letter: str) -> float:
+    """Points that a letter of the small print takes."""
+    font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
+    font.set_size(_CAPTION_SIZE, 72)
+    return float(font.load_char(ord(letter)).linearHoriAdvance) / 65536
+
+
+def take_looks(names: Sequence[str], what: str) -> dict[str, Look]:
+    """A look for every name, in their order.
+
+    Raises:
+        FigureError: There are more names than looks.
+    """
+    if len(names) > len(LOOKS):
+        raise FigureError(f"the {what} figure can tell {len(LOOKS)} lines apart, not {len(names)}; select some first")
+    return dict(zip(names, LOOKS, strict=False))
+
+
+def legend_above(ax: Axes, *, top: float = 1.01, columns: int = 3, right: bool = False) -> None:
+    """A legend above the axes, from their left or ``right`` end, in as many columns as its names leave room for."""
+    handles, names = ax.get_legend_handles_labels()
+    if not names:
+        return
+    # In points: what the axes have, and what a handle, the gaps and the longest name at 7 points take.
+    width = 80 * float(root(ax).get_size_inches()[0]) * (1.0 if right else float(ax.get_position().width))
+    room = int(width / (32 + 3.7 * max(map(len, names))))
+    where = {"loc": "lower right" if right else "lower left", "bbox_to_anchor": (int(right), top)}
+    ax.legend(handles, names, ncols=max(1, min(columns, room, len(names))), **where)
+
+
+def color_bar(ax: Axes, image: Any, label: str, *, gap: float = 0.03) -> None:
+    """The colours of a map, named, to the right of the axes and as high as they are."""
+    fig: Any = ax.figure
+    bar = fig.colorbar(image, cax=ax.inset_axes((1 + gap, 0, 0.045, 1)))
+    bar.set_label(label, fontsize=matplotlib.rcParams["axes.labelsize"])
+    bar.ax.tick_params(labelsize=matplotlib.rcParams["ytick.labelsize"], width=0.6, length=2.5)
+    bar.ax.locator_params(axis="y", nbins=6)
+    bar.outline.set_linewidth(0.6)
+
+
+def hatch_missing(ax: Axes) -> None:
+    """Hatch the ground of a map, which shows where it has no value."""
+    ax.patch.set(facecolor="#ffffff", edgecolor="#777777", hatch="//////")
+    ax.spines[["top", "right"]].set_visible(True)
+
+
+def letters(text: object, most: int | None = None) -> str:
+    """Somebody's text as a figure can draw it: one line, cut to ``most`` letters, ``$`` no formula.
+
+    A letter that the font lacks becomes ``□``.
+    """
+    drawn = "".join(
+        letter if ord(letter) in _font_letters() else MISSING_LETTER for letter in " ".join(str(text).split())
+    )
+    if most is not None and len(drawn) > most:
+        drawn = drawn[: most - 1].rstrip() + "…"
+    return drawn.replace("$", r"\$")
+
+
+def distinct(names: Sequence[object], most: int) -> list[str]:
+    """Names as ``letters``, with their number where the cut made two alike."""
+    cut = [letters(name, most) for name in names]
+    of_name: dict[str, set[str]] = {}
+    for short, name in zip(cut, names, strict=True):
+        of_name.setdefault(short, set()).add(str(name))
+    order = list(dict.fromkeys(map(str, names)))
+    return [
+        short if len(of_name[short]) == 1 else f"{short} ({order.index(str(name)) + 1})"
+        for short, name in zip(cut, names, strict=True)
+    ]
+
+
+@cache
+def _font_letters() -> frozenset[int]:
+    path = font_manager.findfont("DejaVu Sans")
+    return frozenset(font_manager.get_font(path).get_charmap())
+
+
+def span(counts: pd.Series) -> str:
+    """Counts in words: one number, or the lowest and the highest."""
+    if counts.isna().all():
+        return "an unknown number"
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def short_list(names: Sequence[str], of: str = "layers") -> str:
+    """A few names, and how many more there are."""
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more {of}"
+
+
+def label_values(ax: Any, positions: Sequence[float], names: Sequence[str], *, most: int = 12) -> None:
+    """Name positions along an axis (``ax.xaxis`` or ``ax.yaxis``), every so-and-so-many where they are many."""
+    step = max(1, -(-len(names) // most))
+    ax.set_ticks(list(positions)[::step], labels=[letters(name, 18) for name in list(names)[::step]])
 
 
 def root(ax: Axes) -> Figure:
