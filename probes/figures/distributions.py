@@ -15,6 +15,7 @@ from probes.figures.style import (
     NotebookFigure,
     check_one_row_each,
     check_table,
+    distinct,
     dress,
     house_style,
     label_layers,
@@ -170,7 +171,8 @@ def reliability(table: pd.DataFrame, *, ax: Axes | None = None, caption: bool = 
     if not np.isfinite(table[["confidence", "accuracy"]].to_numpy(dtype=np.float64, na_value=np.nan)).all(axis=1).any():
         raise FigureError("the reliability figure found no finite point to draw")
     judges = list(table["judge"].drop_duplicates())
-    looks = take_looks([str(judge) for judge in judges], "reliability")
+    names = distinct(judges, 30)
+    looks = take_looks(names, "reliability")
     with house_style():
         own = ax is None
         if ax is None:
@@ -179,7 +181,7 @@ def reliability(table: pd.DataFrame, *, ax: Axes | None = None, caption: bool = 
         ax.plot([0, 1], [0, 1], color="#777777", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
         above = ax.inset_axes((0, 1.05, 1, 0.2), sharex=ax)
         dress(above)
-        for judge, look in zip(judges, looks.values(), strict=True):
+        for judge, (name, look) in zip(judges, looks.items(), strict=True):
             rows = table[table["judge"] == judge].sort_values("bin_lo")
             error = float(rows["ece"].iloc[0])
             known = f", ECE {short_number(error)}" if np.isfinite(error) else ""
@@ -190,7 +192,7 @@ def reliability(table: pd.DataFrame, *, ax: Axes | None = None, caption: bool = 
                 linestyle=look.line,
                 marker=look.marker,
                 markersize=4,
-                label=letters(judge, 30) + known,
+                label=name + known,
                 clip_on=False,
                 zorder=3,
             )

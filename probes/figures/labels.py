@@ -14,10 +14,10 @@ from probes.figures.style import (
     NotebookFigure,
     check_one_row_each,
     check_table,
+    distinct,
     dress,
     house_style,
     legend_above,
-    letters,
     root,
     span,
     take_looks,
@@ -55,9 +55,10 @@ def learning_curve(table: pd.DataFrame, *, ax: Axes | None = None, caption: bool
     if not np.isfinite(table["value"].to_numpy(dtype=np.float64, na_value=np.nan)).any():
         raise FigureError("the learning-curve figure found no finite value to draw")
     series = {key if isinstance(key, tuple) else (key,): rows for key, rows in table.groupby(keys, sort=False)}
-    judges = [key[0] for key in series]
+    judges = [str(key[0]) for key in series]
     names = [
-        letters(key[0], 30) if judges.count(key[0]) == 1 else f"{letters(key[0], 30)} ({key[1]} lens)" for key in series
+        name if judges.count(judge) == 1 else f"{name} ({key[1]} lens)"
+        for name, judge, key in zip(distinct(judges, 30), judges, series, strict=True)
     ]
     looks = take_looks(names, "learning-curve")
     sizes = sorted(int(size) for size in table["n_labels"].unique())

@@ -141,10 +141,9 @@ def similarity(table: pd.DataFrame, *, ax: Axes | None = None, caption: bool = T
     with house_style():
         own = ax is None
         if ax is None:
-            ax = NotebookFigure(figsize=(COLUMN_WIDTH, 2.6 + 0.2 * caption)).subplots()
+            ax = NotebookFigure(figsize=(COLUMN_WIDTH, 2.65 + 0.2 * caption)).subplots()
         dress(ax)
         image = _map(ax, shown, low, 1.0)
-        ax.set_box_aspect(1)
         _label_positions(ax, names)
         ax.set_yticks(ax.get_xticks(), [text.get_text() for text in ax.get_xticklabels()])
         ax.set_ylabel("layer")

@@ -1,0 +1,120 @@
+"""``probes plot``: every figure that a run allows, the others with the reason why not."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from probes.cli import main
+from probes.errors import FigureError
+from probes.figures.drawing import FIGURES, Material, draw
+from tests.fake_run import FakeRun
+from tests.valid_run import write_valid
+
+FAST = ["--judge", "final", "--judge", "slope-ridge"]
+
+
+def run(*arguments) -> int:
+    try:
+        main(["--quiet", *map(str, arguments)])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A run of two criteria, with residuals and the mass of all layers."""
+    return write_valid(tmp_path_factory.mktemp("drawing") / "run.h5", n_items=60)
+
+
+@pytest.fixture(scope="module")
+def drawn(path):
+    """The folder in which everything is drawn from it."""
+    out = path.parent / "all"
+    assert run("plot", path, "--figure", "all", *FAST, "--out", out, "--format", "png") == 0
+    return out
+
+
+def test_all_draws_every_figure_of_every_criterion(drawn):
+    by_criterion = ("alignment", "weights", "forest", "score-map", "distributions", "reliability", "learning-curve")
+    names = [f"{name}-{criterion}" for name in by_criterion for criterion in ("clarity", "depth")]
+    names += ["similarity", "similarity-centred", "transfer", "mass", "item"]
+    assert sorted(file.name for file in drawn.iterdir()) == sorted(f"{name}.png" for name in names)
+    assert {name.removesuffix("-clarity") for name in names} >= set(FIGURES)
+
+
+def test_the_same_command_writes_the_same_bytes(path, drawn):
+    some = [*("--figure", "forest", "--figure", "score-map"), *("--figure", "mass", "--figure", "item")]
+    out = path.parent / "again"
+    assert run("plot", path, *some, *FAST, "--out", out, "--format", "png") == 0
+    assert len(list(out.iterdir())) == 6
+    for file in out.iterdir():
+        assert file.read_bytes() == (drawn / file.name).read_bytes(), file.name
+
+
+def test_what_cannot_be_drawn_is_skipped_with_one_line_each(tmp_path, capsys):
+    bare = write_valid(tmp_path / "bare.h5", n_items=4, extras=(), residual_dtype="none")
+    assert run("plot", bare, "--figure", "all", "--out", tmp_path / "out", "--format", "png") == 0
+    out, err = capsys.readouterr()
+    skipped = dict(line.removeprefix("skipped ").split(": ", 1) for line in err.splitlines())
+    assert set(skipped) == {"alignment", "weights", "forest", "reliability", "similarity", "learning-curve", "transfer"}
+    assert skipped["similarity"].endswith("holds no residual states of items: capture with residuals, and no pairs")
+    assert [name.rsplit("/", 1)[1] for name in out.split()] == [
+        *("score-map-clarity.png", "score-map-depth.png", "distributions-clarity.png", "distributions-depth.png"),
+        *("mass.png", "item.png"),
+    ]
+
+
+def test_a_figure_that_was_asked_for_by_name_must_be_drawn(path, tmp_path, capsys):
+    bare = write_valid(tmp_path / "bare.h5", n_items=4, residual_dtype="none")
+    assert run("plot", bare, "--figure", "similarity", "--out", tmp_path) == 2
+    expected = f"error: cannot draw similarity: {bare} holds no residual states of items: capture with residuals"
+    assert capsys.readouterr().err.startswith(expected)
+    assert run("plot", path, path.parent / "again.h5", "--figure", "mass", "--out", tmp_path) == 2
+    assert run("plot", path, "--figure", "item", "--item", "nobody", "--out", tmp_path) == 2
+    assert "cannot draw item" in capsys.readouterr().err
+
+
+def test_several_runs_share_alignment_and_forest(path, tmp_path, capsys):
+    other = write_valid(tmp_path / "other.h5", n_items=60, dtype="bfloat16")
+    assert run("plot", f"one={path}", f"two={other}", *FAST, "--out", tmp_path / "out", "--format", "png") == 0
+    assert [name.rsplit("/", 1)[1] for name in capsys.readouterr().out.split()] == [
+        *("alignment-clarity.png", "alignment-depth.png", "forest-clarity.png", "forest-depth.png")
+    ]
+    assert run("plot", path, other, "--figure", "mass", "--out", tmp_path / "out") == 2
+    assert "cannot draw mass: it is about one run: draw it from each on its own" in capsys.readouterr().err
+
+
+def test_items_are_drawn_by_name_whatever_the_name_is(tmp_path):
+    fake = FakeRun(3, 2)
+    fake.ids = ["a/b: c", "a/b? c", "../.."]
+    found = list(draw(Material({"run": fake}, items=fake.ids), ["item"], tmp_path, ["png"]))
+    names = [file.name for one in found for file in one.paths]
+    assert names == ["item-a-b-c.png", "item-a-b-c-2.png", "item.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(names)
+
+
+def test_runs_without_scores_say_so_at_once(tmp_path):
+    fake = FakeRun(30, 2)
+    fake.human[:], fake.human_value[:] = np.nan, np.nan
+    reasons = {one.name: one.reason for one in draw(Material({"run": fake}), list(FIGURES), tmp_path, "png", skip=True)}
+    assert {name for name, reason in reasons.items() if reason == "the run has no human scores"} == {
+        *("alignment", "weights", "forest", "distributions", "reliability", "learning-curve", "transfer")
+    }
+    with pytest.raises(FigureError, match="^no figure 'pie': choose one of alignment, .*, item, or all$"):
+        list(draw(Material({"run": fake}), ["pie"], tmp_path))
+
+
+def test_drawing_needs_neither_torch_nor_pyplot(path, tmp_path):
+    import subprocess
+
+    code = (
+        "import sys; from probes.cli import main\n"
+        f"main(['plot', {str(path)!r}, '--figure', 'similarity', '--figure', 'item', '--out', {str(tmp_path)!r}])\n"
+        "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
