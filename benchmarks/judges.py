@@ -16,9 +16,12 @@ import numpy as np
 import pandas as pd
 
 import probes
-from probes.aggregate import DEFAULT_JUDGE
+from probes.aggregate import DEFAULT_JUDGE, get_aggregator
+from probes.align import spearman
 from probes.comparing import compare
 from probes.curves import learning_curve, transfer
+from probes.protocol import make_folds, out_of_fold, within_fold
+from probes.runlike import parts
 
 if TYPE_CHECKING:
     from probes.comparison import Comparison
@@ -74,6 +77,32 @@ def against(found: Comparison, first: str, *others: str) -> list[dict[str, Any]]
     return rows
 
 
+def few_labels(run: RunLike, resamples: int) -> pd.DataFrame:
+    """The default with few labels, against each judge that it could be replaced with, on the same draws."""
+    found = []
+    for over in ("final", "lager@norm", *BASELINES):
+        curve = learning_curve(run, [DEFAULT_JUDGE], sizes=(20, 50, 100), reference=over, resamples=resamples)
+        # The value of the other one, by which the best of several is chosen.
+        other = curve[curve["judge"] == over.partition("@")[0]].set_index(["criterion", "n_labels"])["value"]
+        default = curve[curve["judge"] == DEFAULT_JUDGE].assign(over=over)
+        keys = pd.MultiIndex.from_frame(default[["criterion", "n_labels"]])
+        found.append(default.assign(other=other.reindex(keys).to_numpy()))
+    return pd.concat(found)
+
+
+def deals(run: RunLike, n_deals: int = 20) -> pd.DataFrame:
+    """Spearman of the default where human scores were dealt out anew, time and again."""
+    aggregator, rows = get_aggregator(DEFAULT_JUDGE), []
+    for seed in range(n_deals):
+        shuffled: Any = Permuted(run, seed)
+        for part in parts(shuffled):
+            folds = make_folds(part.y, part.groups, 5, 1, seed)
+            found = out_of_fold(aggregator, part.logits[aggregator.reads], part.y, part.groups, folds)
+            value = within_fold(spearman, found.scores, part.y, folds)
+            rows.append({"criterion": part.criterion, "deal": seed, "value": value})
+    return pd.DataFrame(rows)
+
+
 def study(run: RunLike, resamples: int) -> dict[str, pd.DataFrame]:
     """All tables of one set."""
     found = compare(
@@ -94,6 +123,8 @@ def study(run: RunLike, resamples: int) -> dict[str, pd.DataFrame]:
         ),
         "curves": learning_curve(run, CURVES, resamples=resamples),
         "permuted": control.table,
+        "few": few_labels(run, resamples),
+        "deals": deals(run),
     }
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import pandas as pd
 
-from benchmarks.judges import ABLATION, CANDIDATES, DEVELOPMENT
+from benchmarks.judges import ABLATION, BASELINES, CANDIDATES, DEVELOPMENT
 from probes.aggregate import DEFAULT_JUDGE, get_aggregator
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ def verdict(value: float, lo: float, hi: float) -> str:
         return "undefined"
     if lo > 0:
         return "gain"
-    if hi - lo > WIDEST:
-        return "inconclusive"
-    return "no loss" if lo > -MARGIN else "loss"
+    if hi < 0:
+        return "loss"
+    return "no loss" if lo > -MARGIN and hi - lo <= WIDEST else "inconclusive"
 
 
 class Tables:
@@ -62,7 +62,7 @@ class Tables:
         order = [*(name for name in DEVELOPMENT if name in names), *sorted(names - set(DEVELOPMENT))]
         self.read = {
             name: pd.concat([self._read(folder / of / f"{name}.csv") for of in order], ignore_index=True)
-            for name in ("table", "lines", "gains", "curves", "permuted", "calibration")
+            for name in ("table", "lines", "gains", "curves", "permuted", "calibration", "few", "deals")
         }
         self.rows = list(dict.fromkeys(self.read["table"]["row"]))
         self.sets = dict(zip(self.read["table"]["row"], self.read["table"]["set"], strict=True))
@@ -98,7 +98,7 @@ def main_table(of: Tables) -> str:
         gain = gains[(gains["row"] == row) & (gains["judge"] == DEFAULT_JUDGE)]
         rows.append(
             [
-                row,
+                f"*{row}*" if of.sets[row] in DEVELOPMENT else row,
                 f"{default['n_used']}",
                 *(number(lines.loc[row].get(line, np.nan)) for line in ("human", "attainable")),
                 *(number(spearman.loc[row, judge]) for judge in plain),
@@ -116,18 +116,32 @@ def main_table(of: Tables) -> str:
 
 
 def at_few_labels(of: Tables) -> str:
-    """The default against the recalibrated last layer, both with 100 labels."""
-    curves = of.read["curves"]
-    found = curves[(curves["n_labels"] == N_LABELS) & (curves["spec"] == DEFAULT_JUDGE)].set_index("row")
+    """The default against what it could be replaced with, on the same draws of 100 labels; then counts by size."""
+    few = of.read["few"]
+    at = few[few["n_labels"] == N_LABELS].set_index(["row", "over"])
     rows = []
-    for row in of.rows:
-        if row not in found.index:
-            rows.append([row, "", "too few items", ""])
-            continue
-        one = found.loc[row]
-        gain = one["gain"], one["gain_lo"], one["gain_hi"]
-        rows.append([row, f"{one['n_test']}", with_interval(*gain, sign="+"), verdict(*gain)])
-    return markdown(f"At {N_LABELS} labels", ["set", "n test", "over final-ridge", "verdict"], rows)
+    for row in [one for one in of.rows if one in at.index]:
+        found = at.loc[row]
+        best = found.loc[list(BASELINES), "other"].idxmax()
+        cells = [(found.loc[over], over) for over in ("final-ridge", best, "final", "lager@norm")]
+        gains = [(one["gain"], one["gain_lo"], one["gain_hi"]) for one, _ in cells]
+        texts = [f"{with_interval(*gain, sign='+')} {verdict(*gain)}" for gain in gains]
+        texts[1] += f", {best}"
+        rows.append([row, f"{found['n_test'].iloc[0]}", number(found["value"].iloc[0]), *texts])
+    head = ["set", "n test", DEFAULT_JUDGE, "over final-ridge", "over the best without layers", "over final"]
+    table = markdown(f"At {N_LABELS} labels", [*head, "over lager@norm"], rows)
+    counts = []
+    for size, of_size in few.groupby("n_labels"):
+        tallies = []
+        for over in ("final", "lager@norm", "final-ridge", "text-ridge"):
+            said = [
+                verdict(one["gain"], one["gain_lo"], one["gain_hi"])
+                for _, one in of_size[of_size["over"] == over].iterrows()
+            ]
+            tallies.append(f"{said.count('gain')} / {said.count('loss')} of {len(said)}")
+        counts.append([str(size), *tallies])
+    head = ["labels", "final", "lager@norm", "final-ridge", "text-ridge"]
+    return table + "\n" + markdown("Gains and losses of the default, by labels", head, counts)
 
 
 def curves_table(of: Tables) -> str:
@@ -178,11 +192,14 @@ def controls(of: Tables) -> str:
     """Permuted human scores, and a model that was never trained."""
     permuted = of.read["permuted"].set_index(["row", "spec"])
     judges = list(dict.fromkeys(of.read["permuted"]["spec"]))
+    deals = of.read["deals"].groupby("row")["value"].agg(["mean", "std"])
     rows = []
     for row in of.rows:
         found = [permuted.loc[(row, judge)] for judge in judges]
-        rows.append([row, *(with_interval(o["spearman"], o["spearman_lo"], o["spearman_hi"]) for o in found)])
-    text = markdown("Control: human scores dealt out anew", ["set", *judges], rows)
+        cells = [with_interval(one["spearman"], one["spearman_lo"], one["spearman_hi"]) for one in found]
+        rows.append([row, *cells, f"{number(deals.loc[row, 'mean'])} ({number(deals.loc[row, 'std'])})"])
+    head = ["set", *judges, f"{DEFAULT_JUDGE}, mean of 20 deals (sd)"]
+    text = markdown("Control: human scores dealt out anew", head, rows)
     for path in sorted(of.folder.glob("untrained-*.csv")):
         table = Tables._read(path)
         text += "\n" + markdown(
