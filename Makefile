@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test soak install lint format types check lab clean
+.PHONY: demo test soak install lint format types check lab notebooks clean
 
 demo: install
 	$(BIN)/probes demo --out runs/demo
@@ -44,8 +44,13 @@ format: install
 types: install
 	$(BIN)/mypy
 
+# Opens the notebooks, with the kernel of this environment.
 lab: install
 	$(BIN)/jupyter lab notebooks
+
+# Runs the notebooks anew, some two minutes, and writes the outputs that are committed.
+notebooks: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.notebooks
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -23,7 +23,7 @@ def progress(label: str, total: int, unit: str, *, enabled: bool | None = None) 
         unit: What a unit is called, plural.
         enabled: On or off; on when standard error is a terminal or this is a notebook, unless given.
     """
-    notebook = "ipykernel" in sys.modules
+    notebook = in_notebook()
     if enabled is None:
         enabled = sys.stderr.isatty() or notebook
     if not enabled:
@@ -43,6 +43,13 @@ def progress(label: str, total: int, unit: str, *, enabled: bool | None = None) 
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as shown:
         task = shown.add_task(label, total=total)
         yield lambda amount: shown.advance(task, amount)
+
+
+def in_notebook() -> bool:
+    """Whether this runs in the kernel of a notebook; a process that has only imported one of its packages does not."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
 
 
 class NotebookBar:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import importlib
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -173,6 +175,7 @@ def test_a_judge_is_one_line_and_a_table(booted):
 @pytest.fixture
 def shown(monkeypatch):
     """What a notebook would show: every state of every bar, in order."""
+    import IPython
     import IPython.display
 
     states: list[tuple[str, str]] = []
@@ -185,7 +188,7 @@ def shown(monkeypatch):
         states.append((repr(bar), bar._repr_html_()))
         return Handle()
 
-    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=object()))
     monkeypatch.setattr(IPython.display, "display", display)
     monkeypatch.setattr("probes.progress._EVERY", 0.0)
     return states
@@ -222,7 +225,9 @@ def test_time_left_is_estimated_from_what_is_done(shown, monkeypatch):
     assert shown[1][0] == "capturing: 1 of 4 prompts in 1:00, 3:00 left"
 
 
-def test_elsewhere_nothing_is_shown(capsys):
+@pytest.mark.parametrize("package", ["IPython", "ipykernel"])
+def test_elsewhere_nothing_is_shown(capsys, package):
+    importlib.import_module(package)  # which does not make this a notebook
     with progress("capturing", 4, "prompts") as advance:
         advance(4)
     assert capsys.readouterr() == ("", "")
