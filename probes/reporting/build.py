@@ -40,14 +40,13 @@ MAX_ITEMS: Final = 2000
 _FOLDS: Final = 5  # and repeats, as in `probes.compare`
 _COLUMNS: Final = (
     "judge", "lens", "labels_used", "n_used", "spearman", "gain_over_final", "gain_over_recalibrated",
-    "gain_over_baseline", "gain_over_baseline_p", "baseline", "mae", "qwk",
+    "gain_over_baseline", "gain_over_baseline_p", "baseline", "mae",
 )  # fmt: skip
 _HEADS: Final = {
     "gain over recalibrated": "over final-ridge",
     "gain over baseline p": "p",
     "spearman": "Spearman",
     "mae": "MAE",
-    "qwk": "QWK",
 }
 _LINES: Final = {
     "human": "One rater at random against the mean of the others (Spearman)",
