@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test soak install lint format types check lab notebooks clean
+.PHONY: demo test soak install browser lint format types check lab notebooks clean
 
 demo: install
 	$(BIN)/probes demo --out runs/demo
@@ -19,6 +19,12 @@ soak: install
 	$(SOAK) tests.crash --scenario extend --random 300
 	$(SOAK) tests.crash --model smollm2-135m --kills 3 --random 100
 	$(SOAK) tests.fuzzing --cases 5000
+
+# The report is tested in a real browser; without one, that test is skipped. Debian, Ubuntu and what is made of them.
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+browser:
+	command -v chromium || { $(ROOT) apt-get update && $(ROOT) apt-get install --yes --no-install-recommends chromium; }
+	command -v chromium
 
 check: lint types
 

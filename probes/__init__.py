@@ -35,6 +35,7 @@ _HOME = {
     "open_run": "probes.store",
     "preview": "probes.capturing",
     "read_items": "probes.readers",
+    "report": "probes.reporting",
     "score": "probes.scoring",
     "transfer": "probes.curves",
     "tuned_lens": "probes.tuned",
@@ -67,6 +68,7 @@ __all__ = [
     "open_run",
     "preview",
     "read_items",
+    "report",
     "score",
     "transfer",
     "tuned_lens",
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
     from probes.judge import Judge
     from probes.prompts import Template, load_template
     from probes.readers import read_items
+    from probes.reporting import report
     from probes.scale import Scale
     from probes.scoring import score
     from probes.store import Run, open_run

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from probes import cli_comparing, cli_plot, cli_runs, cli_scoring
+from probes import cli_comparing, cli_plot, cli_report, cli_runs, cli_scoring
 from probes.cli_options import (
     CONDITION,
     DTYPE,
@@ -218,6 +218,7 @@ def fit(
 
 cli_comparing.add_to(app)
 cli_plot.add_to(app)
+cli_report.add_to(app)
 cli_scoring.add_to(app)
 cli_runs.add_to(app)
 

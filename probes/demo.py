@@ -25,7 +25,7 @@ def run_demo(
     """Capture, fit, compare and draw, on words that ten people each have rated.
 
     Args:
-        out: Folder for ``run.h5``, ``judges/``, ``comparison.csv`` and the figures.
+        out: Folder for ``run.h5``, ``judges/``, ``comparison.csv``, the figures and ``report.html``.
         n_words: Number of words.
         seed: Seed of the word sample and of the folds.
         echo: Receives what is printed.
@@ -38,6 +38,7 @@ def run_demo(
     from probes.comparing import DEFAULT_JUDGES, compare
     from probes.demo_items import vader_words
     from probes.judge import Judge
+    from probes.reporting import report
     from probes.tables import format_table
 
     items = vader_words(n_words, seed)
@@ -47,7 +48,8 @@ def run_demo(
     with capture(judge, items, out / "run.h5", show_progress=show_progress) as run:
         logger.info("comparing judges on held-out words")
         found = compare(run, [*DEFAULT_JUDGES, "residual-ridge"], seed=seed)
-    written = [out / "run.h5", *save_comparison(found, out), *draw(found, out)]
+        written = [out / "run.h5", *save_comparison(found, out), *draw(found, out)]
+        written.append(report(run, out / "report.html", comparison=found))
     echo(format_table(found.table))
     echo("\n" + found.summary())
     echo("\nWritten:")

@@ -23,9 +23,9 @@ def demo(tmp_path_factory):
 def test_everything_promised_is_written(demo):
     out, said, _ = demo
     written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert written >= {"run.h5", "comparison.csv", "judges/lager.json", "judges/logit-ridge.json"}
+    assert written >= {"run.h5", "report.html", "comparison.csv", "judges/lager.json", "judges/logit-ridge.json"}
     assert written >= {f"{name}.{ending}" for name in ("alignment", "weights") for ending in ("png", "pdf")}
-    for path in ("run.h5", "comparison.csv", "judges", "alignment.png", "weights.pdf"):
+    for path in ("run.h5", "comparison.csv", "judges", "alignment.png", "weights.pdf", "report.html"):
         assert str(out / path) in said
     table = pd.read_csv(out / "comparison.csv")
     assert {"judge", "labels_used", "n_used", "n_total", "spearman", "spearman_lo", "spearman_hi"} <= set(table)

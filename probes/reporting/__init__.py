@@ -1,0 +1,5 @@
+"""A report that a colleague can read: one HTML file with the answer, figures, tables and every item."""
+
+from probes.reporting.build import report
+
+__all__ = ["report"]
