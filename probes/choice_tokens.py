@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from probes.encoding import encode, encode_all
 from probes.errors import ItemError
-from probes.rendering import Prompt, encode, encode_all
+from probes.rendering import Prompt, refuse_forged
+from probes.spanned import CHOICE, Span, SpannedText
 from probes.token_table import common_prefix
 
 if TYPE_CHECKING:
@@ -37,8 +39,12 @@ def choices_behind(tokenizer: Any, prompt: Prompt, item: Item, separator: str) -
     Raises:
         ItemError: A choice adds no token.
     """
-    texts = [prompt.text, *(prompt.text + separator + choice for choice in item.choices)]
-    plain, *whole = (np.array(ids, dtype=np.int64) for ids in encode_all(tokenizer, texts, special_tokens=False))
+    front = prompt.spanned
+    texts = [front, *(front + separator + SpannedText.of(choice, CHOICE) for choice in item.choices)]
+    encoded = encode_all(tokenizer, texts, special_tokens=False, control_tokens=prompt.control_tokens)
+    for tokens in encoded:
+        refuse_forged(item, tokens)
+    plain, *whole = (np.array(tokens.token_ids, dtype=np.int64) for tokens in encoded)
     special = len(prompt.token_ids) - len(plain)  # tokens in front that the text does not produce
     start = min(common_prefix(plain, ids) for ids in whole)
     if shortest := [choice for choice, ids in zip(item.choices, whole, strict=True) if len(ids) <= start]:
@@ -53,12 +59,29 @@ def choices_behind(tokenizer: Any, prompt: Prompt, item: Item, separator: str) -
         if first is None:
             raise ItemError(f"item {item.id!r} has an empty prompt, and the tokenizer has no token to start with")
         kept = (int(first),)
-    return replace(prompt, token_ids=tuple(kept)), [ids[start:].tolist() for ids in whole]
+    parts = None if prompt.token_parts is None else _cut(prompt.token_parts, len(kept))
+    forged = next((tokens.forged for tokens in encoded if tokens.forged), "")
+    return replace(prompt, token_ids=tuple(kept), token_parts=parts, forged=forged), [
+        ids[start:].tolist() for ids in whole
+    ]
 
 
-def choices_after_reasoning(tokenizer: Any, choices: Sequence[str], separator: str) -> list[list[int]]:
-    """Tokens of choices behind "So the answer is", whatever was generated in front of it."""
+def choices_after_reasoning(tokenizer: Any, item: Item, separator: str, *, control_tokens: bool) -> list[list[int]]:
+    """Tokens of an item's choices behind "So the answer is", whatever was generated in front of it.
+
+    Raises:
+        ItemError: A choice spells a control token, and the tokenizer cannot take it as text.
+    """
     lead = np.array(encode(tokenizer, _ANSWER_LEAD, special_tokens=False), dtype=np.int64)
-    texts = [_ANSWER_LEAD + (separator or " ") + choice for choice in choices]
-    whole = [np.array(ids, dtype=np.int64) for ids in encode_all(tokenizer, texts, special_tokens=False)]
+    front = SpannedText(_ANSWER_LEAD + (separator or " "))
+    texts = [front + SpannedText.of(choice, CHOICE) for choice in item.choices]
+    encoded = encode_all(tokenizer, texts, special_tokens=False, control_tokens=control_tokens)
+    for tokens in encoded:
+        refuse_forged(item, tokens)
+    whole = [np.array(tokens.token_ids, dtype=np.int64) for tokens in encoded]
     return [ids[common_prefix(lead, ids) :].tolist() for ids in whole]
+
+
+def _cut(parts: Sequence[Span], length: int) -> tuple[Span, ...]:
+    """Parts of a prompt that now ends here."""
+    return tuple(Span(span.part, span.start, min(span.stop, length)) for span in parts if span.start < length)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,7 @@ from probes.cli_options import (
     Case,
     ChoicesColumn,
     Config,
+    ControlTokensFlag,
     CriterionColumn,
     Device,
     DeviceMap,
@@ -113,6 +115,7 @@ def capture(
     model: Annotated[str, MODEL] = "smollm2-135m",
     template: Annotated[str | None, TEMPLATE] = None,
     scale: Annotated[str | None, SCALE] = None,
+    control_tokens: ControlTokensFlag = False,
     human_range: HumanRange = None,
     case: Case = False,
     bare: Bare = False,
@@ -203,6 +206,7 @@ def capture(
     if not dry_run:
         check_place(out, overwrite=overwrite)
     chosen = load_template(template or "rubric")
+    chosen = replace(chosen, control_tokens=control_tokens or chosen.control_tokens)
     chosen.messages(records[0], labels)
     # The names of conditions and quantisations are checked where they are used.
     named: dict[str, Any] = {"condition": condition, "quantization": quantization}

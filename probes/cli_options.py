@@ -81,6 +81,10 @@ TEMPERATURE = typer.Option("--temperature", min=0, help="0 takes the likeliest t
 SEED = typer.Option("--seed", help="Seed of the samples.")
 DTYPE = typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")
 
+ControlTokensFlag = Annotated[
+    bool,
+    typer.Option("--control-tokens", help="Let the texts of items make control tokens of the chat, as <|im_end|>."),
+]
 HumanRange = Annotated[str | None, typer.Option(help="Range of the human scores, e.g. -4..4.")]
 Case = Annotated[bool, typer.Option("--case", help="Also count capitalised labels.")]
 Bare = Annotated[bool, typer.Option("--bare", help="Only count the exact text of a label.")]

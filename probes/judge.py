@@ -16,6 +16,7 @@ from probes.choice_tokens import choices_after_reasoning, choices_behind
 from probes.choices.table import ChoiceTable
 from probes.decoding import Condition, Decoding
 from probes.errors import ItemError, ScoreTokenError
+from probes.prompt_parts import PromptParts
 from probes.prompt_table import PromptTable, check_pair, response_span, swapped
 from probes.prompts import Template, load_template
 from probes.rendering import Prompt, render, render_all
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from probes.lens import Readout
     from probes.locate import ScoreRule
     from probes.quantization import Quantization
+    from probes.spanned import Span
 
 logger = logging.getLogger(__name__)
 
@@ -237,6 +239,8 @@ class Judge:
         """
         values, lengths, where = array("i"), array("q"), array("q")
         first: Prompt | None = None
+        parts: list[tuple[Span, ...]] = []
+        forged: dict[str, str] = {}
         of_choices: list[list[int]] | None = None if self.scale.has_labels else []
         for prompt, (_, item) in zip(self._prompts(items), self._shown(items), strict=True):
             if of_choices is not None:
@@ -245,8 +249,12 @@ class Judge:
             first = first or prompt
             values.extend(prompt.token_ids)
             lengths.append(len(prompt.token_ids))
+            if prompt.token_parts is not None:
+                parts.append(prompt.token_parts)
+            if prompt.forged:
+                forged.setdefault(item.id, prompt.forged)
             if spans:
-                where.extend(response_span(self.tokenizer, prompt, item))
+                where.extend(response_span(prompt, item))
         assert first is not None  # there are no empty Items
         pairs = self.template.pair is not None
         n_prompts = len(lengths)
@@ -258,6 +266,8 @@ class Judge:
             spans=np.frombuffer(where, dtype=np.int64).reshape(-1, 2) if spans else None,
             first=first,
             choices=None if of_choices is None else ChoiceTable.of(items, TokenTable.from_lists(of_choices)),
+            parts=PromptParts.from_lists(parts) if len(parts) == n_prompts else None,
+            forged=forged,
         )
 
     def _choices(self, prompt: Prompt, item: Item) -> tuple[Prompt, list[list[int]]]:
@@ -266,7 +276,9 @@ class Judge:
             raise ItemError(f"item {item.id!r} has no choices; give it some, or the judge a scale such as 1..5")
         separator = self.template.answer_separator
         if self.condition == "reasoning":
-            return prompt, choices_after_reasoning(self.tokenizer, item.choices, separator)
+            return prompt, choices_after_reasoning(
+                self.tokenizer, item, separator, control_tokens=self.template.control_tokens
+            )
         return choices_behind(self.tokenizer, prompt, item, separator)
 
     def _shown(self, items: Items | Sequence[Item]) -> Iterator[tuple[Item, Item]]:

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
 from probes.answers import LONGEST_CHARACTER
+from probes.encoding import encode
 from probes.errors import ProbesError, ScoreTokenError
-from probes.rendering import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

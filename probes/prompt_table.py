@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Int
 
 from probes.errors import ItemError, TemplateError
+from probes.spanned import FIELD
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
     from probes.choices.table import ChoiceTable
     from probes.items import Item
+    from probes.prompt_parts import PromptParts
     from probes.prompts import Template
     from probes.rendering import Prompt
     from probes.scale import Scale
@@ -30,7 +34,10 @@ class PromptTable:
         tokens: Token ids.
         item: Item number of each ``[prompt]``.
         swapped: Whether the two responses of a pair are shown in swapped order ``[prompt]``.
+        parts: Which tokens of each prompt are which part of it; None where the tokenizer does not say which token holds
+            which text.
         spans: First token of the response and one behind its last ``[prompt, 2]``; None unless asked for.
+        forged: Items whose texts spell control tokens, with the first of them; they were tokenised as text.
         first: The first prompt, with its text.
         choices: What is scored behind each prompt; None where the labels of a scale are.
     """
@@ -41,6 +48,8 @@ class PromptTable:
     spans: Int[np.ndarray, "prompt 2"] | None
     first: Prompt
     choices: ChoiceTable | None = None
+    parts: PromptParts | None = None
+    forged: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_pair(template: Template, scale: Scale) -> None:
@@ -71,24 +80,21 @@ def swapped(item: Item, pair: tuple[str, str]) -> Item:
     return replace(item, fields={**item.fields, first: item.fields[second], second: item.fields[first]})
 
 
-def response_span(tokenizer: Any, prompt: Prompt, item: Item) -> tuple[int, int]:
+def response_span(prompt: Prompt, item: Item) -> tuple[int, int]:
     """Tokens that hold any part of the item's ``response``: the first, and one behind the last.
 
+    Where a prompt shows the response more than once, these are the tokens of the first time.
+
     Raises:
-        ItemError: The item has no response, or its prompt does not show it word for word.
+        ItemError: The item has no response, its prompt does not show it, or the tokenizer does not say where.
     """
-    response = item.fields.get(_RESPONSE, "").strip()
-    start = prompt.text.rfind(response) if response else -1
-    if start < 0:
-        raise ItemError(
-            f"item {item.id!r}: its {_RESPONSE!r} does not stand in its prompt word for word, so the mean over the "
-            "response's tokens (response_mean) is not defined; leave it out, or show {{ response }} in the template"
-        )
-    if not getattr(tokenizer, "is_fast", False):
+    if prompt.token_parts is None:
         raise ItemError("this tokenizer does not say which token holds which text; leave response_mean out")
-    encoded = tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    # Special tokens in front are not part of the text.
-    shift = len(prompt.token_ids) - len(encoded["input_ids"])
-    stop = start + len(response)
-    inside = [position for position, (low, high) in enumerate(encoded["offset_mapping"]) if low < stop and high > start]
-    return inside[0] + shift, inside[-1] + 1 + shift
+    for span in prompt.token_parts:
+        if span.part == FIELD + _RESPONSE:
+            return span.start, span.stop
+    raise ItemError(
+        f"item {item.id!r}: its prompt does not show its {_RESPONSE!r}, or only together with other fields, so "
+        "the mean over the response's tokens (response_mean) is not defined; leave it out, or show {{ response }} in "
+        "the template"
+    )

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 import yaml
-from jinja2.sandbox import SandboxedEnvironment
 
 from probes.errors import KindError, TemplateError, did_you_mean
 from probes.sources import describe
+from probes.spanned import FIELD, SCALE, SHOT, SpannedText
+from probes.traced import TracedTemplate
 
 if TYPE_CHECKING:
     from probes.items import Item
@@ -32,6 +33,14 @@ class Shot:
 
     fields: Mapping[str, str]
     answer: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a chat, and what its stretches came from."""
+
+    role: str
+    content: SpannedText
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,8 @@ class Template:
         first_label: For pairs, the label which says that the response shown first is better.
         chat_options: Passed on to the model's chat template (``enable_thinking: false`` for Qwen3).
         plain: The user text goes to the model as it stands, without its chat template (published task prompts).
+        control_tokens: Texts of items, examples and choices may hold control tokens of the chat, such as
+            ``<|im_end|>``. Off unless asked for: they are then tokenised as the text that they are.
 
     Raises:
         TemplateError: The Jinja2 text does not parse.
@@ -65,11 +76,12 @@ class Template:
     first_label: str = ""
     chat_options: Mapping[str, Any] = field(default_factory=dict)
     plain: bool = False
+    control_tokens: bool = False
 
     def __post_init__(self) -> None:
         for part in ("system", "user", "prefill"):
             try:
-                _ENVIRONMENT.from_string(getattr(self, part))
+                TracedTemplate(getattr(self, part))
             except jinja2.TemplateSyntaxError as error:
                 raise TemplateError(
                     f"template {self.name!r}, {part}, line {error.lineno}: {error.message}; correct the Jinja2 text"
@@ -90,45 +102,52 @@ class Template:
         Raises:
             TemplateError: The template names a field that the item lacks.
         """
-        where = f"item {item.id!r}"
-        values = {**item.fields, "criterion": item.criterion, "scale": scale}
-        messages = []
+        turns, prefill = self.turns(item, scale)
+        return [{"role": turn.role, "content": turn.content.text} for turn in turns], prefill.text
+
+    def turns(self, item: Item, scale: Scale) -> tuple[list[Turn], SpannedText]:
+        """The same, with what every stretch of them came from: a system turn if there is one, shots, the item."""
+        turns = []
         if self.system:
-            messages.append({"role": "system", "content": self._render("system", values, where).strip()})
-        messages += self._shot_messages(item.criterion, scale)
-        messages.append({"role": "user", "content": self._render("user", values, where).strip()})
-        return messages, self.render_prefill(item, scale)
+            turns.append(Turn("system", self._render_for("system", item, scale).strip()))
+        turns += self._shot_turns(item.criterion, scale)
+        turns.append(Turn("user", self.render_user(item, scale).strip()))
+        return turns, self.render_prefill(item, scale)
 
-    def render_user(self, item: Item, scale: Scale) -> str:
+    def render_user(self, item: Item, scale: Scale) -> SpannedText:
         """The user text of an item, as it stands."""
-        values = {**item.fields, "criterion": item.criterion, "scale": scale}
-        return self._render("user", values, f"item {item.id!r}")
+        return self._render_for("user", item, scale)
 
-    def render_prefill(self, item: Item, scale: Scale) -> str:
+    def render_prefill(self, item: Item, scale: Scale) -> SpannedText:
         """The start of the answer to an item."""
-        values = {**item.fields, "criterion": item.criterion, "scale": scale}
-        return self._render("prefill", values, f"item {item.id!r}")
+        return self._render_for("prefill", item, scale)
 
-    def _shot_messages(self, criterion: str, scale: Scale) -> list[dict[str, str]]:
+    def _render_for(self, part: str, item: Item, scale: Scale) -> SpannedText:
+        values = {**item.fields, "criterion": item.criterion, "scale": scale}
+        return self._render(part, values, f"item {item.id!r}")
+
+    def _shot_turns(self, criterion: str, scale: Scale) -> list[Turn]:
         """Turns of the few-shot examples, rendered once a criterion."""
         if (criterion, scale) not in self._shot_cache:
-            messages = []
+            turns = []
             for number, shot in enumerate(self.shots, start=1):
                 # A shot sees its own fields only: an item's context must never stand in for a missing one, and
                 # equal shots are what makes the prompts of a run share their beginning.
                 values = {"criterion": criterion, "scale": scale, **shot.fields}
                 where = f"few-shot example {number}"
-                answer = self._render("prefill", values, where) + self.answer_separator + shot.answer
-                messages.append({"role": "user", "content": self._render("user", values, where).strip()})
-                messages.append({"role": "assistant", "content": answer})
-            self._shot_cache[criterion, scale] = messages
+                answer = self._render("prefill", values, where) + self.answer_separator
+                turns.append(Turn("user", self._render("user", values, where).strip()))
+                turns.append(Turn("assistant", answer + SpannedText.of(shot.answer, SHOT + "answer")))
+            self._shot_cache[criterion, scale] = [
+                Turn(turn.role, turn.content.renamed(FIELD, SHOT).renamed(SCALE, SHOT + SCALE)) for turn in turns
+            ]
         return self._shot_cache[criterion, scale]
 
     @cached_property
-    def _shot_cache(self) -> dict[tuple[str, Scale], list[dict[str, str]]]:
+    def _shot_cache(self) -> dict[tuple[str, Scale], list[Turn]]:
         return {}
 
-    def _render(self, part: str, values: Mapping[str, Any], where: str) -> str:
+    def _render(self, part: str, values: Mapping[str, Any], where: str) -> SpannedText:
         try:
             return self._compiled[part].render(values)
         except jinja2.UndefinedError as error:
@@ -142,8 +161,8 @@ class Template:
             ) from error
 
     @cached_property
-    def _compiled(self) -> dict[str, jinja2.Template]:
-        return {part: _ENVIRONMENT.from_string(getattr(self, part)) for part in ("system", "user", "prefill")}
+    def _compiled(self) -> dict[str, TracedTemplate]:
+        return {part: TracedTemplate(getattr(self, part)) for part in ("system", "user", "prefill")}
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description; ``from_dict`` reads it back."""
@@ -159,6 +178,7 @@ class Template:
             "chat_options": dict(self.chat_options),
             # Only where it is so, which leaves the hashes of all other judges as they are.
             **({"plain": True} if self.plain else {}),
+            **({"control_tokens": True} if self.control_tokens else {}),
         }
 
     @classmethod
@@ -175,7 +195,7 @@ class Template:
             )
         name = str(data.get("name", name))
         known = {"name", "system", "user", "shots", "prefill", "separator", "pair", "first_label", "chat_options"}
-        known.add("plain")
+        known |= {"plain", "control_tokens"}
         if unknown := sorted(set(data) - known):
             raise TemplateError(
                 f"template {name!r} has unknown entries {', '.join(map(str, unknown))}"
@@ -211,6 +231,9 @@ class Template:
             raise TemplateError(
                 f"template {name!r}: `plain` is true or false, and a plain template has a user text and a prefill only"
             )
+        control_tokens = data.get("control_tokens", False)
+        if not isinstance(control_tokens, bool):
+            raise TemplateError(f"template {name!r}: `control_tokens` is true or false, got {control_tokens!r}")
         options = dict(data.get("chat_options") or {})
         try:
             json.dumps(options)
@@ -227,6 +250,7 @@ class Template:
             first_label=first_label,
             chat_options=options,
             plain=plain,
+            control_tokens=control_tokens,
         )
 
 
@@ -248,10 +272,6 @@ def _shot_text(value: Any, where: str) -> str:
     if isinstance(value, (str, int)) and not isinstance(value, bool):
         return str(value)
     raise TemplateError(f"{where}: {value!r} is not text; put quotes around it")
-
-
-# StrictUndefined: a misspelt field must fail, not vanish. Sandboxed: templates travel with runs.
-_ENVIRONMENT = SandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def template_names() -> list[str]:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from jaxtyping import Int
 
+from probes.encoding import encode_all
 from probes.errors import ScoreTokenError
 from probes.locate import generated_spellings, running_text
-from probes.rendering import Prompt, encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from probes.rendering import Prompt
     from probes.scale import Scale
 
 
@@ -136,9 +137,17 @@ def _continuation(tokenizer: Any, prompt: Prompt, text: str) -> list[int]:
     """Tokens that a text adds behind the prompt."""
     start = list(prompt.token_ids)
     # The prompt's own special tokens in front are not produced by its text, so they are set aside.
-    plain = encode(tokenizer, prompt.text, special_tokens=False)
+    plain, longer = (
+        encoded.token_ids
+        for encoded in encode_all(
+            tokenizer,
+            [prompt.spanned, prompt.spanned + text],
+            special_tokens=False,
+            control_tokens=prompt.control_tokens,
+        )
+    )
     special = start[: len(start) - len(plain)]
-    whole = special + encode(tokenizer, prompt.text + text, special_tokens=False)
+    whole = special + longer
     if whole[: len(start)] != start:
         raise ScoreTokenError(
             f"the label text {text!r} changes the tokens of the prompt in front of it: {_show(tokenizer, start[-4:])} "

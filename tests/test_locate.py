@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import probes
+from probes.encoding import encode
 from probes.errors import ProbesError, ScoreTokenError
 from probes.locate import (
     DEFAULT_ANCHOR,
@@ -17,7 +18,6 @@ from probes.locate import (
     locate,
     running_text,
 )
-from probes.rendering import encode
 from tests import tiny
 
 KINDS = ("digits", "merged", "sentencepiece")

@@ -257,12 +257,12 @@ def test_extra_readings_are_stored(booted, tmp_path):
 
 
 def test_a_response_that_is_not_in_its_prompt_has_no_mean(booted, tmp_path):
-    judge = make_judge(booted, template=probes.Template(name="upper", user="{{ response | upper }}"))
+    judge = make_judge(booted, template=probes.Template(name="none", user="{{ criterion }}?"))
     with pytest.raises(ItemError) as error:
         probes.capture(judge, tiny.word_items(), tmp_path / "run.h5", response_mean=True)
     assert str(error.value) == (
-        "item 'calm': its 'response' does not stand in its prompt word for word, so the mean over the response's "
-        "tokens (response_mean) is not defined; leave it out, or show {{ response }} in the template"
+        "item 'calm': its prompt does not show its 'response', or only together with other fields, so the mean over "
+        "the response's tokens (response_mean) is not defined; leave it out, or show {{ response }} in the template"
     )
 
 

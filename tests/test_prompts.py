@@ -201,7 +201,8 @@ def test_templates_load_from_yaml(tmp_path):
         (
             "users: x",
             "template 'mine' has unknown entries users (did you mean user?); "
-            "known: chat_options, first_label, name, pair, plain, prefill, separator, shots, system, user",
+            "known: chat_options, control_tokens, first_label, name, pair, plain, prefill, separator, shots, system, "
+            "user",
         ),
         ("user: [1]", "template 'mine': `user` must be text, got [1]"),
         (

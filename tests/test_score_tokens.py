@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 import probes
+from probes.encoding import encode
 from probes.errors import ScoreTokenError
-from probes.rendering import Prompt, encode
+from probes.rendering import Prompt
 from probes.score_tokens import find_score_tokens
 from tests import tiny
 

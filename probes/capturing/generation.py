@@ -125,7 +125,7 @@ class Generator:
         judge, item = self._job.judge, self._job.items[int(self._job.table.item[prompt])]
         # The two orders of a pair are two prompts of one item, and their answers are independent.
         key = f"{item.id}\0swapped" if self._job.table.swapped[prompt] else item.id
-        prefill = judge.template.render_prefill(item, judge.scale)
+        prefill = judge.template.render_prefill(item, judge.scale).text
         finder: ScoreFinder | AnswerFinder
         if judge.scale.has_labels:
             finder = ScoreFinder(self._decoding.rule, judge.scale, self._spellings, self._text, prefill)

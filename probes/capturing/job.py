@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import logging
 import platform
 import warnings
 from dataclasses import asdict, dataclass
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from probes.items import Items
     from probes.judge import Judge
     from probes.prompt_table import PromptTable
+
+logger = logging.getLogger(__name__)
 
 # A shard is what a killed run can lose, and what is written anew where one is damaged.
 _SHARD_BYTES = 256 << 20
@@ -142,6 +145,15 @@ def prepare(judge: Judge, items: Items, settings: Settings, path: Path | None = 
     check_pair(judge.template, judge.scale)
     _check_human(judge, items)
     table = judge.prompt_table(items, spans=settings.extras.response_mean)
+    if table.forged:
+        first, token = next(iter(table.forged.items()))
+        logger.info(
+            "%d of %d items contain control tokens of the model (first: %r in %r); they are read as text",
+            len(table.forged),
+            len(items),
+            token,
+            first,
+        )
     shortest = int(table.tokens.lengths.min())
     if settings.extras.last_positions > shortest:
         raise ItemError(
@@ -280,4 +292,5 @@ def make_header(job: Job) -> Header:
         reading_swapped=np.repeat(job.table.swapped, job.samples),
         extras=[name for name, option in wanted.items() if getattr(settings.extras, option)],
         choices=job.table.choices,
+        parts=job.table.parts,
     )

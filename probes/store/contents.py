@@ -11,6 +11,7 @@ import numpy as np
 
 from probes.store.choice_contents import ChoiceTokens, check_choices, check_labels, row_name
 from probes.store.format import TEXT_COLUMNS, Status
+from probes.store.part_contents import check_parts
 from probes.store.safety import one_line, shown
 from probes.store.structure import attributes_digest, is_sha256
 
@@ -83,12 +84,12 @@ class Contents:
             self._columns["choice_item"], self._choices = found.item, found.tokens
             check_labels(self._run, self, found.item)
 
-    def offsets(self, name: str) -> np.ndarray | None:
+    def offsets(self, name: str, values: str = "values") -> np.ndarray | None:
         """Offsets of a ragged dataset, where they are what they must be."""
         path = f"{name}/offsets"
-        if not self._run.has(path, f"{name}/values"):
+        if not self._run.has(path, f"{name}/{values}"):
             return None
-        offsets, length = self._run.whole(path), len(self._run.dataset(f"{name}/values"))
+        offsets, length = self._run.whole(path), len(self._run.dataset(f"{name}/{values}"))
         if offsets is None:
             return None
         right = True
@@ -277,6 +278,7 @@ class Contents:
             return
         lengths = np.diff(offsets)
         self._check_item_hashes(expected_keys // 2, offsets)
+        check_parts(self._run, self, lengths)
         self._check_positions(lengths[expected])
 
     def _check_positions(self, n_tokens: np.ndarray) -> None:

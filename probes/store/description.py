@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from probes.errors import RunFileError
 from probes.lens import LENSES, Readout
 from probes.scale import Scale
-from probes.store.header import read_attr, read_choices, read_items, read_readout
+from probes.store.header import read_attr, read_choices, read_items, read_parts, read_readout
 from probes.store.readings import Readings, Status
 from probes.store.values import Selection, Values, damage_named
 from probes.token_table import TokenTable
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from probes.choices.table import ChoiceTable
     from probes.items import Items
+    from probes.spanned import Span
     from probes.store.shards import ShardReader
 
 
@@ -200,6 +201,19 @@ class Description:
         """Prompt tokens of every reading; readings of the same prompt share one array."""
         prompts = TokenTable(self._file["prompts/token_ids/values"][:], self._file["prompts/token_ids/offsets"][:])
         return [prompts[int(number)] for number in self._values.readings("prompt")]
+
+    @property
+    @damage_named
+    def prompt_parts(self) -> list[tuple[Span, ...]]:
+        """Which tokens of its prompt are which part of it, for every reading; empty where that is not known.
+
+        Parts are ``system``, ``shots``, ``user``, ``field:NAME``, ``scale`` and ``prefill``; those within another stand
+        in front of it. A field that is shown twice is there twice.
+        """
+        parts = read_parts(self._file)
+        if parts is None:
+            return [()] * len(self.status)
+        return [parts[int(number)] for number in self._values.readings("prompt")]
 
     @cached_property
     @damage_named

@@ -15,6 +15,7 @@ from probes.choices.table import ChoiceTable
 from probes.errors import RunFileError
 from probes.items import Item, Items
 from probes.lens import READOUT_ORDER, Readout
+from probes.prompt_parts import PromptParts
 from probes.store.format import (
     EXTRAS,
     TEXT_COLUMNS,
@@ -58,6 +59,7 @@ class Header:
         extras: Names of the optional readings that are stored, of ``EXTRAS``.
         choices: What is scored behind each prompt, where items have choices of their own. Then ``lenses`` are those of
             their log-likelihoods, and every item has one reading.
+        parts: Which tokens of each prompt are which part of it, as far as that is known.
 
     Raises:
         ValueError: The parts do not fit together.
@@ -78,6 +80,7 @@ class Header:
     reading_position: Int[np.ndarray, " reading"] | None = None
     extras: Sequence[str] = ()
     choices: ChoiceTable | None = None
+    parts: PromptParts | None = None
 
     def __post_init__(self) -> None:
         if self.choices is not None and (
@@ -144,10 +147,11 @@ class Header:
         """The header of a run of some items, in ascending order, and some layers."""
         readings, prompts = self.readings, self._prompts[0]
         chosen = np.isin(readings.item, items)
+        chosen_prompts = np.flatnonzero(np.isin(prompts // 2, items))
         return replace(
             self,
             items=self.items.select(items),
-            token_ids=self.token_ids.take(np.flatnonzero(np.isin(prompts // 2, items))),
+            token_ids=self.token_ids.take(chosen_prompts),
             human_value=self.human_value[items],
             layers=[self.layers[layer] for layer in layers],
             status=readings.status[chosen],
@@ -156,6 +160,7 @@ class Header:
             reading_swapped=readings.swapped[chosen],
             reading_position=self.position[chosen],
             choices=None if self.choices is None else self.choices.select(items),
+            parts=None if self.parts is None else self.parts.take(chosen_prompts),
         )
 
 
@@ -193,6 +198,9 @@ def join_headers(headers: Sequence[Header], attrs: dict[str, Any]) -> Header:
         choices=ChoiceTable.concatenate([header.choices for header in headers if header.choices is not None])
         if first.choices is not None
         else None,
+        parts=PromptParts.concatenate([header.parts or PromptParts.none(len(header.token_ids)) for header in headers])
+        if any(header.parts is not None for header in headers)
+        else None,
     )
 
 
@@ -217,6 +225,7 @@ def read_header(file: h5py.File) -> Header:
         reading_position=readings["position"][:],
         extras=extras,
         choices=read_choices(file),
+        parts=read_parts(file),
     )
 
 
@@ -239,6 +248,11 @@ def write_header(file: h5py.File, header: Header) -> None:
     prompts = file.create_group("prompts/token_ids")
     write_array(prompts, "values", header.token_ids.values)
     write_array(prompts, "offsets", header.token_ids.offsets)
+    if header.parts is not None:
+        parts = file.create_group("prompts/parts")
+        parts.attrs["names"] = json.dumps(list(header.parts.names))
+        for name in ("part", "start", "stop", "offsets"):
+            write_array(parts, name, getattr(header.parts, name))
     readings = file.create_group("readings")
     write_array(readings, "item", header.readings.item)
     write_array(readings, "sample", header.readings.sample)
@@ -298,6 +312,20 @@ def read_choices(file: h5py.File) -> ChoiceTable | None:
     if (wrong := table.fault()) is not None:
         raise RunFileError(f"{file.filename}: /choices {wrong}; `probes verify` names everything that is wrong with it")
     return table
+
+
+def read_parts(file: h5py.File) -> PromptParts | None:
+    """Parts of the prompts of a run; None where they are not known."""
+    if "prompts/parts" not in file:
+        return None
+    group = file["prompts/parts"]
+    columns = {name: group[name][:] for name in ("part", "start", "stop", "offsets")}
+    parts = PromptParts(names=tuple(json.loads(group.attrs["names"])), **columns)
+    if (wrong := parts.fault()) is not None:
+        raise RunFileError(
+            f"{file.filename}: /prompts/parts {wrong}; `probes verify` names everything that is wrong with it"
+        )
+    return parts
 
 
 def read_items(file: h5py.File) -> Items:

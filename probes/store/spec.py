@@ -21,6 +21,7 @@ Need = Literal[
     "with choices",
     "if captured, for each of `extras`",
     "if generated",
+    "with parts",
     "optional",
 ]
 
@@ -76,6 +77,10 @@ DATASETS: Final = (
     Dataset("/items/fields/offsets", "int64", ("item + 1",)),
     Dataset("/prompts/token_ids/offsets", "int64", ("prompt + 1",)),
     Dataset("/prompts/token_ids/values", "int32", ("*",)),
+    Dataset("/prompts/parts/offsets", "int64", ("prompt + 1",), "with parts"),
+    Dataset("/prompts/parts/part", "int32", ("span",), "with parts"),
+    Dataset("/prompts/parts/start", "int32", ("span",), "with parts"),
+    Dataset("/prompts/parts/stop", "int32", ("span",), "with parts"),
     Dataset("/readings/item", "int32", ("reading",)),
     Dataset("/readings/sample", "int32", ("reading",)),
     Dataset("/readings/prompt", "int32", ("reading",)),
@@ -146,6 +151,7 @@ ATTRIBUTES: Final = (
     Attribute("/", "parts", "JSON list", "optional"),
     Attribute("/", "sha256", "SHA-256", "if finished"),
     Attribute("/items/human", "raters", "text"),
+    Attribute("/prompts/parts", "names", "JSON list"),
     Attribute("/readout", "norm_type", "text"),
     Attribute("/readout", "eps", "float"),
     Attribute("/readout", "logit_scale", "float"),

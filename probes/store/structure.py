@@ -48,6 +48,7 @@ class Structure:
         self.captured = "capture" in file
         self.generated = "generation" in file
         self.has_choices = "choices" in file
+        self.has_parts = "prompts/parts" in file
         self._objects: dict[str, h5py.Dataset | h5py.Group] = {"/": file}
         file.visititems(lambda name, node: self._objects.__setitem__(f"/{name}", node))
         self.attrs: dict[str, Any] = self._attributes("/", [a for a in spec.ATTRIBUTES if a.owner == "/"])
@@ -225,6 +226,7 @@ class Structure:
                 "if captured, for each of `extras`": self.captured and name in attrs.get("extras", []),
                 "if generated": self.generated,
                 "with choices": self.has_choices,
+                "with parts": self.has_parts,
             }[entry.needed]
             if wanted or entry.path in self._objects:
                 yield entry.path, entry, wanted
@@ -251,7 +253,7 @@ class Structure:
             if isinstance(self._objects.get(path), h5py.Group):
                 self._attributes(path, [a for a in spec.ATTRIBUTES if a.owner == path])
         for path in sorted(known & set(self._objects)):
-            if isinstance(self._objects[path], h5py.Group) and path not in ("/", "/readout"):
+            if isinstance(self._objects[path], h5py.Group) and path not in ("/", "/readout", "/prompts/parts"):
                 self._attributes(path, [])
 
     def _check_dataset(self, path: str, entry: spec.Dataset, node: h5py.Dataset) -> None:
