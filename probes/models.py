@@ -20,6 +20,7 @@ from probes.quantization import (
     describe_quantization,
     prepare_quantised,
 )
+from probes.untouched import check_untouched
 from probes.weights_hash import hash_weights
 
 if TYPE_CHECKING:
@@ -238,11 +239,7 @@ def _from_object(model: Any, tokenizer: Any) -> LoadedModel:
     from transformer_lens.model_bridge import TransformerBridge
 
     if isinstance(model, TransformerBridge):
-        if getattr(model, "compatibility_mode", False):
-            raise ModelError(
-                "the bridge is in compatibility mode, where folded norms change residuals and logits; "
-                "boot it again and do not call enable_compatibility_mode()"
-            )
+        check_untouched(model)
         inner = model.original_model
         name, origin = _name_of(inner), getattr(inner, _ORIGIN, None)
         _refuse_offloaded(inner, name)
@@ -254,7 +251,10 @@ def _from_object(model: Any, tokenizer: Any) -> LoadedModel:
         # Of a bridge booted elsewhere nobody knows what the model ran before, so the bridge's attention stays.
         attention = origin.attention if origin else None
         quantised = origin.quantization if origin else describe_quantization(inner.config)
-        return LoadedModel(model.eval(), tokenizer, name, _hash_of(inner), attention, quantised)
+        found = LoadedModel(model.eval(), tokenizer, name, _hash_of(inner), attention, quantised)
+        if origin is None:
+            _remember(found)
+        return found
     if not hasattr(model, "named_parameters") or not hasattr(model, "config"):
         raise ModelError(
             f"cannot use {type(model).__name__} as a model; give a hub id, a folder, a .gguf file, a loaded "
@@ -266,7 +266,11 @@ def _from_object(model: Any, tokenizer: Any) -> LoadedModel:
             raise ModelError(f"the loaded model {name!r} does not say where its tokenizer is; pass tokenizer=...")
         tokenizer = _tokenizer_of(name)
     origin = getattr(model, _ORIGIN, None)
-    return _wrap(model, tokenizer, name, origin.quantization if origin else describe_quantization(model.config))
+    if origin is not None:
+        # Wrapped once more, it would run the attention of the first bridge in place of its own.
+        return _from_object(origin.bridge, tokenizer)
+    check_untouched(model)
+    return _wrap(model, tokenizer, name, describe_quantization(model.config))
 
 
 def _tokenizer_of(name: str) -> Any:
@@ -290,9 +294,7 @@ def _wrap(hf_model: Any, tokenizer: Any, name: str, quantised: str | None) -> Lo
     if not hf_model.config.architectures:
         # The bridge chooses its adapter by this name; a model made from a config does not carry it.
         hf_model.config.architectures = [type(hf_model).__name__]
-    weights_hash = _hash_of(hf_model)
-    origin = getattr(hf_model, _ORIGIN, None)
-    attention = origin.attention if origin else hf_model.config._attn_implementation
+    weights_hash, attention = hash_weights(hf_model), hf_model.config._attn_implementation
     # The bridge reloads its tokenizer by name, which one made in memory or since moved does not have.
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -312,9 +314,9 @@ def _wrap(hf_model: Any, tokenizer: Any, name: str, quantised: str | None) -> Lo
                 reason = f"it splits weights that are packed ({quantised}); load the model unquantised"
             raise ModelError(f"TransformerLens cannot wrap {type(hf_model).__name__} ({name}): {reason}") from error
     _drop_empty_rotary(bridge)
-    bridge.eval()
-    setattr(hf_model, _ORIGIN, _Origin(weights_hash, hash_weights(hf_model), attention, tokenizer, quantised))
-    return LoadedModel(bridge, tokenizer, name, weights_hash, attention, quantised)
+    found = LoadedModel(bridge.eval(), tokenizer, name, weights_hash, attention, quantised)
+    _remember(found)
+    return found
 
 
 def _drop_empty_rotary(bridge: Any) -> None:
@@ -342,6 +344,7 @@ def _refuse_offloaded(hf_model: Any, name: str) -> None:
 class _Origin:
     """What a model was before a bridge renamed and split its modules: kept on the model, under ``_ORIGIN``."""
 
+    bridge: Any
     weights_hash: str
     bridged_hash: str
     attention: str | None
@@ -350,6 +353,14 @@ class _Origin:
 
 
 _ORIGIN = "_probes_origin"
+
+
+def _remember(found: LoadedModel) -> None:
+    """Keep on a model what it is known as, since it may be loaded again: a copy of it takes all of this along."""
+    model = found.bridge.original_model
+    bridged = hash_weights(model)
+    origin = _Origin(found.bridge, found.weights_hash, bridged, found.attention, found.tokenizer, found.quantization)
+    setattr(model, _ORIGIN, origin)
 
 
 def _hash_of(hf_model: Any) -> str:
