@@ -21,7 +21,7 @@ from probes.quantization import (
     prepare_quantised,
 )
 from probes.untouched import check_untouched
-from probes.weights_hash import hash_weights
+from probes.weights_hash import hash_both, hash_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ class LoadedModel:
         bridge: The ``TransformerBridge``.
         tokenizer: Its tokenizer.
         name: What the user asked for.
-        weights_hash: SHA-256 over the config and every weight.
+        weights_hash: SHA-256 over every weight and what of the config changes numbers.
         attention: The model's own attention implementation, before the bridge put its eager one in place.
         quantization: How the weights are packed, for example ``bitsandbytes 4-bit nf4``; None where they are not.
     """
@@ -251,10 +251,15 @@ def _from_object(model: Any, tokenizer: Any) -> LoadedModel:
         # Of a bridge booted elsewhere nobody knows what the model ran before, so the bridge's attention stays.
         attention = origin.attention if origin else None
         quantised = origin.quantization if origin else describe_quantization(inner.config)
-        found = LoadedModel(model.eval(), tokenizer, name, _hash_of(inner), attention, quantised)
         if origin is None:
-            _remember(found)
-        return found
+            hashes = hash_both(inner)
+            weights_hash, _ = hashes
+            _remember(_Origin(model, hashes, weights_hash, attention, tokenizer, quantised))
+        else:
+            # A model that was changed since it was wrapped is another one, until it is changed back.
+            found = hash_weights(inner)
+            weights_hash = origin.hashes[0] if found == origin.bridged_hash else found
+        return LoadedModel(model.eval(), tokenizer, name, weights_hash, attention, quantised)
     if not hasattr(model, "named_parameters") or not hasattr(model, "config"):
         raise ModelError(
             f"cannot use {type(model).__name__} as a model; give a hub id, a folder, a .gguf file, a loaded "
@@ -294,7 +299,7 @@ def _wrap(hf_model: Any, tokenizer: Any, name: str, quantised: str | None) -> Lo
     if not hf_model.config.architectures:
         # The bridge chooses its adapter by this name; a model made from a config does not carry it.
         hf_model.config.architectures = [type(hf_model).__name__]
-    weights_hash, attention = hash_weights(hf_model), hf_model.config._attn_implementation
+    hashes, attention = hash_both(hf_model), hf_model.config._attn_implementation
     # The bridge reloads its tokenizer by name, which one made in memory or since moved does not have.
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -314,9 +319,8 @@ def _wrap(hf_model: Any, tokenizer: Any, name: str, quantised: str | None) -> Lo
                 reason = f"it splits weights that are packed ({quantised}); load the model unquantised"
             raise ModelError(f"TransformerLens cannot wrap {type(hf_model).__name__} ({name}): {reason}") from error
     _drop_empty_rotary(bridge)
-    found = LoadedModel(bridge.eval(), tokenizer, name, weights_hash, attention, quantised)
-    _remember(found)
-    return found
+    _remember(_Origin(bridge.eval(), hashes, hash_weights(hf_model), attention, tokenizer, quantised))
+    return LoadedModel(bridge, tokenizer, name, hashes[0], attention, quantised)
 
 
 def _drop_empty_rotary(bridge: Any) -> None:
@@ -345,7 +349,7 @@ class _Origin:
     """What a model was before a bridge renamed and split its modules: kept on the model, under ``_ORIGIN``."""
 
     bridge: Any
-    weights_hash: str
+    hashes: tuple[str, str]
     bridged_hash: str
     attention: str | None
     tokenizer: Any
@@ -355,19 +359,15 @@ class _Origin:
 _ORIGIN = "_probes_origin"
 
 
-def _remember(found: LoadedModel) -> None:
-    """Keep on a model what it is known as, since it may be loaded again: a copy of it takes all of this along."""
-    model = found.bridge.original_model
-    bridged = hash_weights(model)
-    origin = _Origin(found.bridge, found.weights_hash, bridged, found.attention, found.tokenizer, found.quantization)
-    setattr(model, _ORIGIN, origin)
+def _remember(origin: _Origin) -> None:
+    """Keep on a model what it was, since it may be loaded again: a copy of it takes all of this along."""
+    setattr(origin.bridge.original_model, _ORIGIN, origin)
 
 
-def _hash_of(hf_model: Any) -> str:
-    """Hash of a model's weights; of one that was wrapped and not changed since, the hash from before."""
-    found = hash_weights(hf_model)
-    origin = getattr(hf_model, _ORIGIN, None)
-    return str(origin.weights_hash) if origin is not None and found == origin.bridged_hash else found
+def first_hash(bridge: Any, weights_hash: str) -> str:
+    """Hash that versions up to 0.1 gave a loaded model of a hash; empty where it is not known."""
+    origin: _Origin | None = getattr(getattr(bridge, "original_model", None), _ORIGIN, None)
+    return origin.hashes[1] if origin is not None and origin.hashes[0] == weights_hash else ""
 
 
 @contextlib.contextmanager

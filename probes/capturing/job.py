@@ -252,6 +252,7 @@ def make_header(job: Job) -> Header:
         "judge": judge.describe(),
         "judge_hash": judge.digest(),
         "model_hash": judge.weights_hash,
+        **({"model_hash_v1": judge.weights_hash_v1} if judge.weights_hash_v1 else {}),
         "readout_hash": judge.readout.digest(),
         "scale": judge.scale.to_dict(),
         "dtype": judge.dtype,
