@@ -214,8 +214,8 @@ def run_rows(runs: Mapping[str, RunLike], matched: Matched) -> list[dict[str, An
     rows = []
     for (name, run), named in zip(runs.items(), named_alike(runs.values()), strict=True):
         found = _settings(run)
-        alike = found | {"weights": named["model_hash"]} if "weights" in found else found
-        changed = differences(first, alike) if first and found else []
+        # Under the same hash where the model is the same, whoever hashed it.
+        changed = differences(first, found | (named["judge"] or {})) if first and found else []
         for part in matched.parts[name]:
             rows.append(
                 {
