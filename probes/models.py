@@ -237,6 +237,7 @@ def _one_line(what: str) -> Iterator[None]:
 
 def _from_object(model: Any, tokenizer: Any) -> LoadedModel:
     from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
     if isinstance(model, TransformerBridge):
         check_untouched(model)
@@ -270,10 +271,14 @@ def _from_object(model: Any, tokenizer: Any) -> LoadedModel:
         if not getattr(model.config, "_name_or_path", ""):
             raise ModelError(f"the loaded model {name!r} does not say where its tokenizer is; pass tokenizer=...")
         tokenizer = _tokenizer_of(name)
-    origin = getattr(model, _ORIGIN, None)
-    if origin is not None:
-        # Wrapped once more, it would run the attention of the first bridge in place of its own.
+    # Wrapped once more, a model would run the attention of the first bridge in place of its own.
+    if (origin := getattr(model, _ORIGIN, None)) is not None:
+        device = next(model.parameters()).device
+        if not str(origin.bridge.cfg.device).startswith(device.type):
+            origin.bridge.cfg.device = str(device)  # the model was moved without its bridge
         return _from_object(origin.bridge, tokenizer)
+    if any(isinstance(module, GeneralizedComponent) for module in model.modules()):
+        raise ModelError(f"the loaded model {name!r} is in a TransformerBridge; give that bridge in its place")
     check_untouched(model)
     return _wrap(model, tokenizer, name, describe_quantization(model.config))
 

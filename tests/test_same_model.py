@@ -9,8 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from transformer_lens.model_bridge import TransformerBridge
 
 import probes
+from probes.errors import ModelError
 from tests import tiny
 from tests.test_capture import TEMPLATE
 
@@ -62,6 +65,43 @@ def test_a_bridge_serves_several_judges(tmp_path):
     first = probes.capture(one, tiny.word_items(6), tmp_path / "first.h5")
     same_capture(judge_of(one.bridge), first, tmp_path / "again.h5")
     assert asked.attr("deviations")["layout"] == first.attr("deviations")["layout"] == "packed"
+
+
+def test_a_model_that_was_moved_takes_its_bridge_along():
+    judge = judge_of(tiny.hf_model())
+    judge.bridge.cfg.device = "cuda"
+    assert judge_of(judge.bridge.original_model).bridge.cfg.device == "cpu"
+
+
+def test_a_model_in_a_bridge_of_somebody_else_is_refused_until_the_bridge_is_known(tmp_path):
+    model = tiny.hf_model()
+    model.config.architectures = ["LlamaForCausalLM"]
+    bridge = TransformerBridge.boot_transformers(
+        "LlamaForCausalLM", hf_model=model, tokenizer=tiny.tokenizer(), device="cpu"
+    )
+    with pytest.raises(ModelError) as error:
+        judge_of(model)
+    assert str(error.value) == (
+        "the loaded model 'LlamaForCausalLM' is in a TransformerBridge; give that bridge in its place"
+    )
+    first = probes.capture(judge_of(bridge), tiny.word_items(6), tmp_path / "first.h5")
+    assert first.attr("deviations")["layout"] == "packed"
+    same_capture(judge_of(model), first, tmp_path / "again.h5")
+
+
+def test_a_model_that_is_changed_back_is_what_it_was():
+    model = tiny.hf_model("gpt2")
+    before = judge_of(model)
+    weight = next(model.parameters())
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.add_(1.0)
+        changed = judge_of(model)
+        weight.copy_(kept)
+    assert changed.weights_hash != before.weights_hash
+    assert changed.weights_hash_v1 == "", "nobody knows"
+    again = judge_of(model)
+    assert (again.weights_hash, again.weights_hash_v1) == (before.weights_hash, before.weights_hash_v1)
 
 
 def test_a_model_is_freed_with_its_judges():
