@@ -18,6 +18,7 @@ from probes.origin import origin_of
 from probes.permutation import holm
 from probes.prompt_spread import prompt_rows
 from probes.runlike import has_choices
+from probes.same_model import named_alike
 from probes.study import Study
 
 if TYPE_CHECKING:
@@ -211,9 +212,10 @@ def run_rows(runs: Mapping[str, RunLike], matched: Matched) -> list[dict[str, An
     """Rows of the table of runs: what each is of, what is used of it, and in what it differs from the first."""
     first = _settings(next(iter(runs.values())))
     rows = []
-    for name, run in runs.items():
+    for (name, run), named in zip(runs.items(), named_alike(runs.values()), strict=True):
         found = _settings(run)
-        changed = differences(first, found) if first and found else []
+        # Under the same hash where the model is the same, whoever hashed it.
+        changed = differences(first, found | (named["judge"] or {})) if first and found else []
         for part in matched.parts[name]:
             rows.append(
                 {

@@ -21,6 +21,7 @@ from probes.fitted import LINEAR, NUMBERS, FittedAggregator, Form, Scores
 from probes.fitting.text import n_columns_of
 from probes.origin import changed_settings, judge_arguments, origin_of
 from probes.runlike import Part, RunLike, ScaleLike, check_lens, has_choices, layer_logits, where
+from probes.same_model import identity_of, named_like
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,6 +51,7 @@ class FittedJudge:
         metrics: How well it did, by name; None where undefined.
         version: Version of this package that fitted it.
         origin: What loads the judge of that run again, as ``origin_of`` gives it; empty where unknown.
+        model_hash_v1: Hash that versions up to 0.1 gave the model; empty where it is not known.
     """
 
     aggregator: FittedAggregator | FittedChoices
@@ -63,6 +65,7 @@ class FittedJudge:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     version: str = ""
     origin: Mapping[str, Any] = field(default_factory=dict)
+    model_hash_v1: str = ""
 
     def __repr__(self) -> str:
         from probes.reprs import fitted_line
@@ -91,7 +94,8 @@ class FittedJudge:
             kinds = ("choices of items", "the labels of a scale")
             fitted_on, found = kinds if isinstance(aggregator, FittedChoices) else kinds[::-1]
             raise FitError(f"{name} was fitted on {fitted_on}, and {what} has {found}: fit a judge on such a run")
-        self.check_judge(run.model_hash, run.scale, what)
+        named = named_like(identity_of(run), vars(self))
+        self.check_judge(named["model_hash"], run.scale, what)
         lens = aggregator.reads
         check_lens(run, lens)
         if isinstance(aggregator, FittedChoices):
@@ -104,8 +108,8 @@ class FittedJudge:
                 f"(score tokens, final norm or output matrix: readout_hash {run.readout_hash[:12]}, not "
                 f"{self.readout_hash[:12]}): fit it on a run of this kind"
             )
-        if run.judge_hash != self.judge_hash:
-            changed = changed_settings(self.origin, run)
+        if named["judge_hash"] != self.judge_hash:
+            changed = changed_settings(self.origin, named["judge"])
             _log.warning(
                 "%s was fitted with another prompt or setting than %s%s: check its scores against human ones",
                 name,
@@ -113,19 +117,21 @@ class FittedJudge:
                 f" ({', '.join(changed)})" if changed else "",
             )
 
-    def check_judge(self, model_hash: str, scale: ScaleLike, what: str) -> None:
+    def check_judge(self, model_hash: str, scale: ScaleLike, what: str, model_hash_v1: str = "") -> None:
         """Refuse another model or scale; known as soon as a judge is loaded.
 
         Args:
-            model_hash: Hash of the model's config and weights.
+            model_hash: Hash of the model.
             scale: The scale.
             what: Whose they are, for messages.
+            model_hash_v1: Hash that versions up to 0.1 gave it, where it is known.
 
         Raises:
             FitError: It is another model or scale.
         """
         name = self.aggregator.name
-        if model_hash != self.model_hash:
+        named = named_like({"model_hash": model_hash, "model_hash_v1": model_hash_v1}, vars(self))
+        if named["model_hash"] != self.model_hash:
             origin = self.origin
             known = [origin.get("model"), origin.get("judge", {}).get("dtype"), origin.get("quantization")]
             that = ", ".join(str(part) for part in known if part) or "that model"
@@ -190,6 +196,7 @@ class FittedJudge:
             "criterion": self.criterion,
             "judge_hash": self.judge_hash,
             "model_hash": self.model_hash,
+            "model_hash_v1": self.model_hash_v1,
             "readout_hash": self.readout_hash,
             "fit_hash": self.fit_hash,
             "n_fit": self.n_fit,
@@ -287,8 +294,9 @@ class FittedJudge:
             n_fit=int(data["n_fit"]),
             metrics=dict(data["metrics"]),
             version=str(data["version"]),
-            # Earlier versions did not write it.
+            # Earlier versions did not write these.
             origin=_origin(data.get("origin", {})),
+            model_hash_v1=str(data.get("model_hash_v1", "")),
         )
 
 
@@ -369,6 +377,7 @@ def artefact(
         {name: None if np.isnan(value) else float(value) for name, value in metrics.items()},
         package_version(),
         origin_of(run),
+        identity_of(run)["model_hash_v1"] or "",
     )
 
 

@@ -15,6 +15,7 @@ from probes.intervals import DIFFERENCE, interval, mean_over_folds
 from probes.kinds import require_run
 from probes.protocol import group_codes, group_resamples, make_folds, out_of_fold, within_fold_spearman
 from probes.runlike import Part, RunLike, lacking, parts, where
+from probes.same_model import named_alike
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -196,7 +197,8 @@ def transfer(
     first = next(iter(runs.values()))
     for run in runs.values():
         require_run(run)
-        if (run.model_hash, run.readout_hash) != (first.model_hash, first.readout_hash):
+        one, other = named_alike([first, run])
+        if one["model_hash"] != other["model_hash"] or run.readout_hash != first.readout_hash:
             raise FitError(
                 f"{where(run)} is of another model, or reads other score tokens, than {where(first)}; transfer needs "
                 "one judge for all"

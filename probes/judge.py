@@ -20,6 +20,7 @@ from probes.prompt_parts import PromptParts
 from probes.prompt_table import PromptTable, check_pair, response_span, swapped
 from probes.prompts import Template, load_template
 from probes.rendering import Prompt, render, render_all
+from probes.same_model import judge_digest
 from probes.scale import Scale, parse_range
 from probes.score_tokens import NO_TOKENS, ScoreTokens, find_score_tokens, generated_tokens
 from probes.token_table import TokenTable
@@ -50,7 +51,7 @@ class Judge:
         template: Turns an item into a prompt.
         scale: The labels and their values.
         name: What the model was loaded from.
-        weights_hash: SHA-256 over the model's config and weights.
+        weights_hash: SHA-256 over the model's weights and what of its config changes numbers, when it was loaded.
         revision: Hub revision, if one was asked for.
         attention: The model's own attention implementation, which captures run; None keeps the bridge's.
         condition: ``direct`` reads at the end of the prompt; ``generate`` and ``reasoning`` where a score was emitted.
@@ -349,6 +350,13 @@ class Judge:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @property
+    def weights_hash_v1(self) -> str:
+        """Hash that versions up to 0.1 gave the model; empty where it is not known."""
+        from probes.models import first_hash
+
+        return first_hash(self.bridge, self.weights_hash)
+
+    @property
     def chat_template_hash(self) -> str:
         """SHA-256 of the tokenizer's chat template; of the empty text where it has none."""
         text = getattr(self.tokenizer, "chat_template", None) or ""
@@ -373,4 +381,4 @@ class Judge:
 
     def digest(self) -> str:
         """SHA-256 of ``describe()``: runs of equal digest may be resumed, extended and merged."""
-        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
+        return judge_digest(self.describe())

@@ -20,7 +20,8 @@ from probes.quantization import (
     describe_quantization,
     prepare_quantised,
 )
-from probes.weights_hash import hash_weights
+from probes.untouched import check_untouched
+from probes.weights_hash import hash_both, hash_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,7 @@ class LoadedModel:
         bridge: The ``TransformerBridge``.
         tokenizer: Its tokenizer.
         name: What the user asked for.
-        weights_hash: SHA-256 over the config and every weight.
+        weights_hash: SHA-256 over every weight and what of the config changes numbers.
         attention: The model's own attention implementation, before the bridge put its eager one in place.
         quantization: How the weights are packed, for example ``bitsandbytes 4-bit nf4``; None where they are not.
     """
@@ -236,13 +237,10 @@ def _one_line(what: str) -> Iterator[None]:
 
 def _from_object(model: Any, tokenizer: Any) -> LoadedModel:
     from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
     if isinstance(model, TransformerBridge):
-        if getattr(model, "compatibility_mode", False):
-            raise ModelError(
-                "the bridge is in compatibility mode, where folded norms change residuals and logits; "
-                "boot it again and do not call enable_compatibility_mode()"
-            )
+        check_untouched(model)
         inner = model.original_model
         name, origin = _name_of(inner), getattr(inner, _ORIGIN, None)
         _refuse_offloaded(inner, name)
@@ -254,7 +252,15 @@ def _from_object(model: Any, tokenizer: Any) -> LoadedModel:
         # Of a bridge booted elsewhere nobody knows what the model ran before, so the bridge's attention stays.
         attention = origin.attention if origin else None
         quantised = origin.quantization if origin else describe_quantization(inner.config)
-        return LoadedModel(model.eval(), tokenizer, name, _hash_of(inner), attention, quantised)
+        if origin is None:
+            hashes = hash_both(inner)
+            weights_hash, _ = hashes
+            _remember(_Origin(model, hashes, weights_hash, attention, tokenizer, quantised))
+        else:
+            # A model that was changed since it was wrapped is another one, until it is changed back.
+            found = hash_weights(inner)
+            weights_hash = origin.hashes[0] if found == origin.bridged_hash else found
+        return LoadedModel(model.eval(), tokenizer, name, weights_hash, attention, quantised)
     if not hasattr(model, "named_parameters") or not hasattr(model, "config"):
         raise ModelError(
             f"cannot use {type(model).__name__} as a model; give a hub id, a folder, a .gguf file, a loaded "
@@ -265,8 +271,16 @@ def _from_object(model: Any, tokenizer: Any) -> LoadedModel:
         if not getattr(model.config, "_name_or_path", ""):
             raise ModelError(f"the loaded model {name!r} does not say where its tokenizer is; pass tokenizer=...")
         tokenizer = _tokenizer_of(name)
-    origin = getattr(model, _ORIGIN, None)
-    return _wrap(model, tokenizer, name, origin.quantization if origin else describe_quantization(model.config))
+    # Wrapped once more, a model would run the attention of the first bridge in place of its own.
+    if (origin := getattr(model, _ORIGIN, None)) is not None:
+        device = next(model.parameters()).device
+        if not str(origin.bridge.cfg.device).startswith(device.type):
+            origin.bridge.cfg.device = str(device)  # the model was moved without its bridge
+        return _from_object(origin.bridge, tokenizer)
+    if any(isinstance(module, GeneralizedComponent) for module in model.modules()):
+        raise ModelError(f"the loaded model {name!r} is in a TransformerBridge; give that bridge in its place")
+    check_untouched(model)
+    return _wrap(model, tokenizer, name, describe_quantization(model.config))
 
 
 def _tokenizer_of(name: str) -> Any:
@@ -290,9 +304,7 @@ def _wrap(hf_model: Any, tokenizer: Any, name: str, quantised: str | None) -> Lo
     if not hf_model.config.architectures:
         # The bridge chooses its adapter by this name; a model made from a config does not carry it.
         hf_model.config.architectures = [type(hf_model).__name__]
-    weights_hash = _hash_of(hf_model)
-    origin = getattr(hf_model, _ORIGIN, None)
-    attention = origin.attention if origin else hf_model.config._attn_implementation
+    hashes, attention = hash_both(hf_model), hf_model.config._attn_implementation
     # The bridge reloads its tokenizer by name, which one made in memory or since moved does not have.
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -312,9 +324,8 @@ def _wrap(hf_model: Any, tokenizer: Any, name: str, quantised: str | None) -> Lo
                 reason = f"it splits weights that are packed ({quantised}); load the model unquantised"
             raise ModelError(f"TransformerLens cannot wrap {type(hf_model).__name__} ({name}): {reason}") from error
     _drop_empty_rotary(bridge)
-    bridge.eval()
-    setattr(hf_model, _ORIGIN, _Origin(weights_hash, hash_weights(hf_model), attention, tokenizer, quantised))
-    return LoadedModel(bridge, tokenizer, name, weights_hash, attention, quantised)
+    _remember(_Origin(bridge.eval(), hashes, hash_weights(hf_model), attention, tokenizer, quantised))
+    return LoadedModel(bridge, tokenizer, name, hashes[0], attention, quantised)
 
 
 def _drop_empty_rotary(bridge: Any) -> None:
@@ -342,7 +353,8 @@ def _refuse_offloaded(hf_model: Any, name: str) -> None:
 class _Origin:
     """What a model was before a bridge renamed and split its modules: kept on the model, under ``_ORIGIN``."""
 
-    weights_hash: str
+    bridge: Any
+    hashes: tuple[str, str]
     bridged_hash: str
     attention: str | None
     tokenizer: Any
@@ -352,11 +364,15 @@ class _Origin:
 _ORIGIN = "_probes_origin"
 
 
-def _hash_of(hf_model: Any) -> str:
-    """Hash of a model's weights; of one that was wrapped and not changed since, the hash from before."""
-    found = hash_weights(hf_model)
-    origin = getattr(hf_model, _ORIGIN, None)
-    return str(origin.weights_hash) if origin is not None and found == origin.bridged_hash else found
+def _remember(origin: _Origin) -> None:
+    """Keep on a model what it was, since it may be loaded again: a copy of it takes all of this along."""
+    setattr(origin.bridge.original_model, _ORIGIN, origin)
+
+
+def first_hash(bridge: Any, weights_hash: str) -> str:
+    """Hash that versions up to 0.1 gave a loaded model of a hash; empty where it is not known."""
+    origin: _Origin | None = getattr(getattr(bridge, "original_model", None), _ORIGIN, None)
+    return origin.hashes[1] if origin is not None and origin.hashes[0] == weights_hash else ""
 
 
 @contextlib.contextmanager

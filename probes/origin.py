@@ -26,10 +26,10 @@ def origin_of(run: RunLike) -> dict[str, Any]:
     return {name: config.get(name) for name in ("model", "revision", "quantization")} | {"judge": judge}
 
 
-def changed_settings(origin: Mapping[str, Any], run: RunLike) -> list[str]:
+def changed_settings(origin: Mapping[str, Any], judge: Mapping[str, Any] | None) -> list[str]:
     """Settings in which the judge of a run differs from an origin, by name; empty where either does not say."""
-    before, now = origin.get("judge"), _attr(run, "judge")
-    return differences(before, now) if before and now else []
+    before = origin.get("judge")
+    return differences(before, judge) if before and judge else []
 
 
 def judge_arguments(origin: Mapping[str, Any], scale: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

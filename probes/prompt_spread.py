@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from probes.intervals import UNDEFINED, Interval, interval, mean_over_folds
 from probes.origin import origin_of
+from probes.same_model import named_alike
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,12 +94,12 @@ def prompt_families(runs: Mapping[str, RunLike]) -> list[list[str]]:
     that does not say what its judge is belongs to no family.
     """
     families: dict[str, dict[str, str]] = {}
-    for name, run in runs.items():
-        judge = origin_of(run).get("judge")
-        if not judge:
+    for (name, run), named in zip(runs.items(), named_alike(runs.values()), strict=True):
+        judge = named["judge"]
+        if not judge or not origin_of(run):
             continue
         rest = {setting: value for setting, value in judge.items() if setting not in _OF_TEMPLATE}
-        family = json.dumps([run.model_hash, rest], sort_keys=True, default=str)
+        family = json.dumps([named["model_hash"], rest], sort_keys=True, default=str)
         template = json.dumps(judge.get("template"), sort_keys=True, default=str)
         families.setdefault(family, {}).setdefault(template, name)
     return [list(family.values()) for family in families.values() if len(family) > 1]

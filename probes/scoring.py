@@ -157,7 +157,7 @@ def _captured(
 
     what = f"the judge {judge.name}"
     # Of another model, the labels may be no tokens; that is not what is wrong.
-    fitted.check_judge(judge.weights_hash, judge.scale, what)
+    fitted.check_judge(judge.weights_hash, judge.scale, what, judge.weights_hash_v1)
     # The human scores of items that are about to be scored may lie on any scale.
     unlabelled = Items([replace(item, human=()) for item in items], source=items.source)
     layer = fitted.aggregator.layer_of_states

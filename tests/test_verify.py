@@ -163,6 +163,7 @@ ATTRIBUTES = [
     (attr("/", "tolerances", None), "/@tolerances: is missing"),
     (attr("/", "deviations", None), "/@deviations: is missing"),
     (attr("/", "model_hash", "abc"), "/@model_hash: is no SHA-256: 64 digits of 0-9, a-f"),
+    (attr("/", "model_hash_v1", "abc"), "/@model_hash_v1: is no SHA-256: 64 digits of 0-9, a-f"),
     (attr("/", "model_hash", SHA[::-1]), "/@model_hash: differs from what judge says of its weights"),
     (attr("/", "judge_hash", SHA), "/@judge_hash: is 0123456789ab..., but that of the judge is "),
     (said("judge", tokenizer="short"), "/@judge: has no SHA-256 as tokenizer"),

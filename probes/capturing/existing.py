@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from jaxtyping import Int
 
 from probes.differences import differences
 from probes.errors import RunFileError
+from probes.same_model import named_like
 
 if TYPE_CHECKING:
     from probes.items import Items
@@ -27,7 +29,9 @@ def missing_items(run: Run, asked: Header, *, extend: bool) -> Int[np.ndarray, "
     Raises:
         RunFileError: The run differs in what cannot be added to it; every difference is named.
     """
-    differ = differences(_settings(run.header(), lenses=not extend), _settings(asked, lenses=not extend))
+    there = run.header()
+    asked = replace(asked, attrs=named_like(asked.attrs, there.attrs))
+    differ = differences(_settings(there, lenses=not extend), _settings(asked, lenses=not extend))
     place = {name: number for number, name in enumerate(run.ids)}
     known = [number for number, name in enumerate(asked.items.ids) if name in place]
     advice = "choose another path, or overwrite=True (--overwrite) to replace it"

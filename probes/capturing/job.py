@@ -25,6 +25,7 @@ from probes.quantization import pass_dependence
 from probes.store.format import FORMAT, FORMAT_VERSION, Status
 from probes.store.header import Header
 from probes.store.shards import partial_folder
+from probes.untouched import check_untouched
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,7 +133,10 @@ def prepare(judge: Judge, items: Items, settings: Settings, path: Path | None = 
         ScoreTokenError: The scale cannot be read with this tokenizer.
         TemplateError: The template does not fit an item.
         ProbesError: An extra reading does not go with the judge's condition.
+        ModelError: The model has hooks, or its bridge has processed its weights.
     """
+    # Everything that reads states begins here, and hooks may have come since the judge was loaded.
+    check_untouched(judge.bridge)
     check_lenses(settings.lenses)
     _check_choices(judge, items, settings)
     if not settings.lenses and not settings.residuals:
@@ -260,6 +264,7 @@ def make_header(job: Job) -> Header:
         "judge": judge.describe(),
         "judge_hash": judge.digest(),
         "model_hash": judge.weights_hash,
+        **({"model_hash_v1": judge.weights_hash_v1} if judge.weights_hash_v1 else {}),
         "readout_hash": judge.readout.digest(),
         "scale": judge.scale.to_dict(),
         "dtype": judge.dtype,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from probes.same_model import judge_digest
 from probes.store.choice_contents import ChoiceTokens, check_choices, check_labels, row_name
 from probes.store.format import TEXT_COLUMNS, Status
 from probes.store.part_contents import check_parts
@@ -340,7 +341,7 @@ class Contents:
         attrs, faults = self._run.attrs, self._faults
         if "judge" in attrs:
             judge = attrs["judge"]
-            digest = hashlib.sha256(json.dumps(judge, sort_keys=True).encode()).hexdigest()
+            digest = judge_digest(judge)
             if (known := attrs.get("judge_hash", digest)) != digest:
                 faults.add("/@judge_hash", f"is {known[:12]}..., but that of the judge is {digest[:12]}...")
             for key, name in (("weights", "model_hash"), ("scale", "scale"), ("dtype", "dtype")):

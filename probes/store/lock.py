@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import filelock
 
 from probes.errors import RunFileError
+from probes.same_model import named_alike
 from probes.store import disk
 from probes.store.opening import open_partial
 from probes.store.shards import partial_folder
@@ -88,7 +89,8 @@ def remove_leftover(run: Run) -> None:
             header = folder / "header.h5"
             if header.is_file():
                 with open_partial(folder) as partial:
-                    mine = partial.judge_hash == run.judge_hash and set(partial.ids) <= set(run.ids)
+                    judge, its = named_alike([run, partial])
+                    mine = judge["judge_hash"] == its["judge_hash"] and set(partial.ids) <= set(run.ids)
                 if not mine:
                     logger.warning("%s holds an unfinished capture of other items or another judge; it stays", folder)
                     return

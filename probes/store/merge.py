@@ -19,6 +19,7 @@ import numpy as np
 from probes.differences import differences
 from probes.errors import RunFileError
 from probes.lens import check_lenses
+from probes.same_model import named_like
 from probes.store import disk
 from probes.store.format import CHUNK_BYTES, blank, raw_bytes, write_array
 from probes.store.header import Header, join_headers, write_header
@@ -155,7 +156,8 @@ def _names(header: Header) -> list[str]:
 def _check_compatible(runs: Sequence[Run], headers: Sequence[Header]) -> None:
     seen: dict[str, Path] = {}
     for run, header in zip(runs, headers, strict=True):
-        differ = differences(_identity(headers[0]), _identity(header))
+        named = replace(header, attrs=named_like(header.attrs, headers[0].attrs))
+        differ = differences(_identity(headers[0]), _identity(named))
         if differ:
             raise RunFileError(
                 f"{runs[0].path} and {run.path} differ in {', '.join(differ)}; only runs of the same judge, captured "
@@ -202,6 +204,9 @@ def _joined_attrs(headers: Sequence[Header]) -> dict[str, Any]:
             known = []  # of a selection nobody knows which part its items are from
         parts += known or [own | {"n_items": len(header.items)}]
     attrs["parts"] = parts
+    # Under today's hash of the model, where any of them knows it: that of earlier versions moves with transformers.
+    newest = next((header.attrs for header in headers if header.attrs.get("model_hash_v1")), attrs)
+    attrs = named_like(attrs, newest) | {name: newest[name] for name in ("model_hash_v1",) if name in newest}
     worst = max(float((part["deviations"] or {}).get("final_logits", 0.0)) for part in parts)
     attrs["deviations"] = dict(attrs.get("deviations") or {}) | {"final_logits": worst}
     if known := {name: one for header in headers for name, one in header.items.about.items()}:

@@ -16,6 +16,7 @@ _ATTRIBUTES: Final = (
     "created",
     "judge_hash",
     "model_hash",
+    "model_hash_v1",
     "readout_hash",
     "judge",
     "config",

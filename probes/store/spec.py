@@ -135,6 +135,7 @@ ATTRIBUTES: Final = (
     Attribute("/", "judge", "JSON object"),
     Attribute("/", "judge_hash", "SHA-256"),
     Attribute("/", "model_hash", "SHA-256"),
+    Attribute("/", "model_hash_v1", "SHA-256", "optional"),
     Attribute("/", "readout_hash", "SHA-256"),
     Attribute("/", "scale", "JSON object"),
     Attribute("/", "n_layers", "int"),

@@ -25,6 +25,7 @@ from jaxtyping import Int
 
 from probes.differences import differences
 from probes.errors import RunFileError
+from probes.same_model import named_like
 from probes.store import disk
 from probes.store.header import Header, write_header
 from probes.store.lock import locked, remove_folder
@@ -163,6 +164,10 @@ class RunWriter:
             disk.remove(left)
         if header_path.is_file() and manifest_path.is_file() and (manifest := self._read_manifest()) is not None:
             self._manifest = manifest
+            begun = manifest["run"].get("judge")
+            if isinstance(begun, dict):
+                named = named_like(self._header.attrs, {"model_hash": begun.get("weights")})
+                expected["judge"] = named.get("judge") or expected["judge"]
             differ = differences(manifest["run"], expected)
             if not differ:
                 # Human scores, groups and texts may have been corrected since; the states do not depend on them.
