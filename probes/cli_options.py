@@ -78,7 +78,7 @@ SCALE = typer.Option("--scale", help="1..5, 0..9, A..E, yes/no, LABEL=VALUE,...,
 CONDITION = typer.Option("--condition", help="direct, generate (a short answer) or reasoning.")
 SAMPLES = typer.Option("--samples", min=1, help="Answers an item; several need a temperature.")
 TEMPERATURE = typer.Option("--temperature", min=0, help="0 takes the likeliest token each time.")
-SEED = typer.Option("--seed", help="Seed of the samples.")
+SEED = typer.Option("--seed", help="Seed of the samples, and of what is drawn of tasks (0: as published, 42).")
 DTYPE = typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")
 
 HumanRange = Annotated[str | None, typer.Option(help="Range of the human scores, e.g. -4..4.")]
@@ -113,7 +113,7 @@ Shots = Annotated[
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends a generated answer to a task. Repeatable.")]
 HfSplit = Annotated[str | None, typer.Option(help="Split of a Hugging Face data set.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many items; of a task so many questions drawn at random, see --seed.")]
 Device = Annotated[str | None, typer.Option(help="For example cuda:0.")]
 DeviceMap = Annotated[str | None, typer.Option(help="Passed to transformers instead of a device, e.g. auto.")]
 QuantizationFlag = Annotated[str | None, typer.Option(help="8bit or 4bit: quantise while loading.")]

@@ -186,12 +186,14 @@ def _leaf(fields: Fields, name: str) -> BigBenchTask:
         _check_regex(fields, regex)
     ignored = sorted(fields.data.keys() - _KNOWN)
     empty = sum("" in example.choices or not any(example.targets) for example in examples)
+    alone = sum(len(example.choices) == 1 for example in examples)
     listed = fields.data.get("append_choices_to_input", True)
     notes = [
         f"{repeated} repeated examples are left out, as published" if repeated else "",
         f"{empty} examples have an empty choice or target, which no model can be asked for; items leave them out"
         if empty
         else "",
+        f"{alone} examples have one choice, which is always right, as published" if alone else "",
         f"append_choices_to_input is the text {listed!r}; the published code takes every text as true"
         if isinstance(listed, str)
         else "",

@@ -164,13 +164,15 @@ def score_choices(
         worth = np.array([score for item in there for score in item.choice_scores])
         offsets = np.concatenate([[0], np.cumsum([len(item.choices) for item in there])])
         chance = None if free else fmean(fmean(item.choice_scores) for item in known)
+        alone = 0 if free else sum(len(item.choices) == 1 for item in there)
+        note = f"{alone} of {len(there)} items have one choice, which is always right" if alone else ""
         for metric in wanted:
             if metric == "macro_f1":
                 labels = [choice for item in there for choice in item.choices]
                 value = choice_metrics.macro_f1(rows, worth, offsets, labels)
             else:
                 value = _CHOICE[metric](rows, worth, offsets)
-            scorer.add(name, metric, value, len(there), len(own) - len(there), chance)
+            scorer.add(name, metric, value, len(there), len(own) - len(there), chance, note)
     return scorer.frame()
 
 
@@ -183,7 +185,14 @@ class _Table:
         self.rows: list[dict[str, Any]] = []
 
     def add(
-        self, name: str, metric: str, value: float, n_items: int, n_missing: int, chance: float | None = None
+        self,
+        name: str,
+        metric: str,
+        value: float,
+        n_items: int,
+        n_missing: int,
+        chance: float | None = None,
+        note: str = "",
     ) -> None:
         leaf = self.leaves.get(name)
         low, high = SCORE_RANGES.get(metric, (0.0, 1.0))
@@ -194,7 +203,8 @@ class _Table:
         preferred = metric == leaf.preferred_score if leaf else None
         if name.startswith("bbh/") and metric == "multiple_choice_grade":
             preferred = True  # accuracy, as exact match
-        self._append(name, metric, value, low, high, preferred=preferred, n_items=n_items, n_missing=n_missing)
+        counts = {"n_items": n_items, "n_missing": n_missing}
+        self._append(name, metric, value, low, high, preferred=preferred, note=note, **counts)
 
     def note(self, name: str, metrics: Iterable[str], n_missing: int, note: str) -> None:
         for metric in metrics:
