@@ -53,6 +53,7 @@ from probes.cli_options import (
     SplitColumn,
     Stop,
     SystemColumn,
+    TargetAs,
     TargetColumn,
     Tasks,
     TasksFolder,
@@ -132,6 +133,7 @@ def capture(
     human: HumanColumns = None,
     choices: ChoicesColumn = None,
     target: TargetColumn = None,
+    target_as: TargetAs = None,
     identified: Annotated[bool, typer.Option("--identified-raters", help="Column k is always one person.")] = False,
     hf_split: HfSplit = None,
     limit: Limit = None,
@@ -178,6 +180,7 @@ def capture(
         raise ProbesError("give either items to judge (--items), or a task to solve (--task)")
     text = scale or (CHOICES if task or choices else "1..5")
     labels = Scale.parse(text, human_range, case=case, bare=bare)
+    choosing: dict[str, Any] = {"choices": choices, "target": target, "target_as": target_as}
     if items is None:
         asked = read_tasks(task or [], tasks, shots=shots, condition=condition, seed=seed, limit=limit)
         records, template, stop = asked.items, template or asked.template, stop or asked.stop
@@ -191,8 +194,7 @@ def capture(
             system=system,
             split=split,
             human=human_columns(human),
-            choices=choices,
-            target=target,
+            **choosing,
             scale=labels,
             raters="identity" if identified else "slots",
             hf_split=hf_split,

@@ -103,6 +103,10 @@ ChoicesColumn = Annotated[
 TargetColumn = Annotated[
     str | None, typer.Option("--target", help="Column that says which choice is right: its text, number, or scores.")
 ]
+TargetAs = Annotated[
+    str | None,
+    typer.Option(help="How the target names a choice: text or number (from 0); what fits all, unless given."),
+]
 Tasks = Annotated[
     list[str] | None,
     typer.Option("--task", help="Instead of items: a task, e.g. bbh/navigate, bigbench/riddle_sense. Repeatable."),
@@ -113,7 +117,9 @@ Shots = Annotated[
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends a generated answer to a task. Repeatable.")]
 HfSplit = Annotated[str | None, typer.Option(help="Split of a Hugging Face data set.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many items; of a task so many questions drawn at random, see --seed.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Only the first so many items; of each task so many drawn at random (--seed).")
+]
 Device = Annotated[str | None, typer.Option(help="For example cuda:0.")]
 DeviceMap = Annotated[str | None, typer.Option(help="Passed to transformers instead of a device, e.g. auto.")]
 QuantizationFlag = Annotated[str | None, typer.Option(help="8bit or 4bit: quantise while loading.")]
