@@ -243,10 +243,13 @@ def capture(
     written = run_capture(judge, records, out, compress=compress, extend=extend, overwrite=overwrite, **options)
     with written as run:
         counts = {"path": str(run.path), "items": len(run.item_status), "captured": int((run.item_status == 0).sum())}
+        if condition != "direct":
+            counts["cut_off"] = int(run.cut_off.sum())
     if as_json:
         typer.echo(json.dumps(counts))
     else:
-        typer.echo(f"{counts['path']}: {counts['captured']} of {counts['items']} items captured")
+        cut_off = f", {counts['cut_off']} answers cut off" if counts.get("cut_off") else ""
+        typer.echo(f"{counts['path']}: {counts['captured']} of {counts['items']} items captured{cut_off}")
 
 
 @app.command()

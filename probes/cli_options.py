@@ -88,7 +88,12 @@ Rule = Annotated[
     str | None, typer.Option(help="Which generated label is the score: first, anchor, anchor:REGEX or last.")
 ]
 MaxNewTokens = Annotated[
-    int | None, typer.Option(min=1, help="Tokens generated at most; 10 (generate) or 512 (reasoning) unless given.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Tokens generated at most; 10 (generate) or 512 (reasoning) unless given, of tasks 64 or 512, more where "
+        "accepted answers are longer.",
+    ),
 ]
 Fields = Annotated[list[str] | None, typer.Option(help="Text field: NAME or NAME=COLUMN. Repeatable.")]
 IdColumn = Annotated[str, typer.Option(help="Column of the ids.")]

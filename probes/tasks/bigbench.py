@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from probes.tasks.extraction import regex_fault
 from probes.tasks.names import CALIBRATION, GENERATIVE, MULTIPLE_CHOICE, SCORE_RANGES, SCORING
 from probes.tasks.reading import Fields, kind_of, read_object
 from probes.tasks.task import PUBLISHED_SEED, Example, Task, TaskError
@@ -227,12 +228,8 @@ def _lists_choices(fields: Fields) -> bool:
 
 
 def _check_regex(fields: Fields, regex: str) -> None:
-    try:
-        groups = re.compile(regex).groups
-    except re.error as error:
-        raise fields.error("output_regex", f"is no regular expression ({error}); correct it") from None
-    if groups > 1:
-        raise fields.error("output_regex", f"has {groups} groups and may have one; write (?:...) for the others")
+    if (fault := regex_fault(regex)) is not None:
+        raise fields.error("output_regex", fault)
 
 
 def _distinct(fields: Fields) -> tuple[list[tuple[int, dict[str, Any]]], int]:

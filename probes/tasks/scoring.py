@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from probes.tasks import metrics as choice_metrics
 from probes.tasks.bigbench import DEFAULT_REGEX
-from probes.tasks.extraction import answer_of, postprocess
+from probes.tasks.extraction import Extract, answer_of, postprocess, regex_fault
 from probes.tasks.names import BBH_FILES, SCORE_RANGES
 from probes.tasks.results import TaskScore, aggregate, bbh_average, normalized
 from probes.tasks.task import Task, TaskError
@@ -39,7 +39,10 @@ _CHOICE_DEFAULT: Final = (
 
 
 def answers(
-    items: Items, texts: Mapping[str, str] | Sequence[str], tasks: Task | Sequence[Task] = ()
+    items: Items,
+    texts: Mapping[str, str] | Sequence[str],
+    tasks: Task | Sequence[Task] = (),
+    extract: Extract | None = None,
 ) -> dict[str, str]:
     """The answer in each generated text, by item id.
 
@@ -50,14 +53,15 @@ def answers(
         items: The items that were asked.
         texts: What was generated, by item id, or one an item in their order.
         tasks: The tasks that they come from.
+        extract: Instead of these rules, a regular expression, of which the first match counts, or its group if it has
+            one, and nothing where there is no match; or a function from a text to its answer.
 
     Raises:
-        TaskError: There is a text for no item, or another number of texts.
+        TaskError: There is a text for no item, or another number of texts; the expression cannot be used.
     """
-    leaves = _leaves(tasks)
-    return {
-        item.id: _answer(item, text, leaves.get(item.criterion)) for item, text in _given(items, texts, "text") if text
-    }
+    leaves, answer = _leaves(tasks), _extractor(extract)
+    given = _given(items, texts, "text")
+    return {item.id: answer(item, text, leaves.get(item.criterion)) for item, text in given if text}
 
 
 def score_texts(
@@ -65,6 +69,7 @@ def score_texts(
     texts: Mapping[str, str | None] | Sequence[str | None],
     metrics: Sequence[str] | None = None,
     tasks: Task | Sequence[Task] = (),
+    extract: Extract | None = None,
 ) -> pd.DataFrame:
     """Scores of generated texts.
 
@@ -74,6 +79,7 @@ def score_texts(
             counted in ``n_missing``.
         metrics: Names of metrics; those of the tasks if not given, else exact match.
         tasks: The tasks that the items come from: they know accepted texts, metrics, stop string and ranges.
+        extract: How answers are taken out of texts, instead of by the rules of the suite; see :func:`answers`.
 
     Returns:
         One row a task and metric, then rows of tasks with subtasks, of BIG-bench (mean of normalized preferred
@@ -82,12 +88,12 @@ def score_texts(
         ``n_tasks``, ``note``.
 
     Raises:
-        TaskError: A metric is unknown or refused, or there is a text for no item.
+        TaskError: A metric is unknown or refused, there is a text for no item, or the expression cannot be used.
     """
     for metric in metrics or ():
         if metric not in TEXT_METRICS:
             raise TaskError(f"no metric {metric!r} of generated text; there are {', '.join(TEXT_METRICS)}")
-    leaves = _leaves(tasks)
+    leaves, answer = _leaves(tasks), _extractor(extract)
     scorer = _Table(leaves, tasks)
     given = {item.id: text for item, text in _given(items, texts, "text")}
     for name, own in _by_task(items).items():
@@ -98,7 +104,7 @@ def score_texts(
             scorer.note(name, wanted, len(own), "no texts")
             continue
         accepted = [_accepted(item, leaf) for item in there]
-        found = [_answer(item, str(given[item.id]), leaf) for item in there]
+        found = [answer(item, str(given[item.id]), leaf) for item in there]
         for metric in wanted:
             if metric == "bleurt" and not metrics:
                 scorer.note(name, [metric], len(own), "not computed: a neural model")
@@ -307,6 +313,17 @@ def _given(items: Items, values: Mapping[str, Any] | Sequence[Any], what: str) -
     if isinstance(values, str) or len(values) != len(items):
         raise TaskError(f"{len(values)} {what}s for {len(items)} items; give one an item, or a dictionary by item id")
     return list(zip(items, values, strict=True))
+
+
+def _extractor(extract: Extract | None) -> Callable[[Item, str, Task | None], str]:
+    """From an item, a text and its task to the answer in the text."""
+    if extract is None:
+        return _answer
+    if not isinstance(extract, str):
+        return lambda _item, text, _leaf: extract(text)
+    if (fault := regex_fault(extract)) is not None:
+        raise TaskError(f"extract: {extract!r} {fault}")
+    return lambda _item, text, _leaf: postprocess(text, None, extract)
 
 
 def _answer(item: Item, text: str, leaf: Task | None) -> str:
