@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 LONGEST_CHARACTER: Final = 4
 
 
+def stopped_at(text: str, stop: Sequence[str]) -> int | None:
+    """Where the first stop text starts, once an answer has begun; None where none is there."""
+    begun = len(text) - len(text.lstrip())
+    places = [place for one in stop if (place := text.find(one, begun)) >= 0]
+    return min(places, default=None)
+
+
+def is_answered(text: str, anchor: re.Pattern[str]) -> bool:
+    """Whether the line in which an answer is given has come to its end."""
+    match = anchor.search(text)
+    return match is not None and "\n" in text[match.end() :].lstrip()
+
+
 class AnswerFinder:
     """Follows one generation that is to choose between choices, token by token.
 
@@ -46,10 +59,7 @@ class AnswerFinder:
         if not text.endswith("\N{REPLACEMENT CHARACTER}") or len(self._partial) == LONGEST_CHARACTER:
             self._text += text
             self._partial.clear()
-        begun = self._text.lstrip()
-        match = self._anchor.search(self._text)
-        answered = match is not None and "\n" in self._text[match.end() :].lstrip()
-        self._finished = answered or any(stop in begun for stop in self._stop)
+        self._finished = is_answered(self._text, self._anchor) or stopped_at(self._text, self._stop) is not None
         return self._finished
 
     @property

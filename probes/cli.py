@@ -55,6 +55,7 @@ from probes.cli_options import (
     SplitColumn,
     Stop,
     SystemColumn,
+    TargetAs,
     TargetColumn,
     Tasks,
     TasksFolder,
@@ -135,6 +136,7 @@ def capture(
     human: HumanColumns = None,
     choices: ChoicesColumn = None,
     target: TargetColumn = None,
+    target_as: TargetAs = None,
     identified: Annotated[bool, typer.Option("--identified-raters", help="Column k is always one person.")] = False,
     hf_split: HfSplit = None,
     limit: Limit = None,
@@ -181,6 +183,7 @@ def capture(
         raise ProbesError("give either items to judge (--items), or a task to solve (--task)")
     text = scale or (CHOICES if task or choices else "1..5")
     labels = Scale.parse(text, human_range, case=case, bare=bare)
+    choosing: dict[str, Any] = {"choices": choices, "target": target, "target_as": target_as}
     if items is None:
         asked = read_tasks(task or [], tasks, shots=shots, condition=condition, seed=seed, limit=limit)
         records, template, stop = asked.items, template or asked.template, stop or asked.stop
@@ -194,8 +197,7 @@ def capture(
             system=system,
             split=split,
             human=human_columns(human),
-            choices=choices,
-            target=target,
+            **choosing,
             scale=labels,
             raters="identity" if identified else "slots",
             hf_split=hf_split,
@@ -245,10 +247,13 @@ def capture(
     written = run_capture(judge, records, out, compress=compress, extend=extend, overwrite=overwrite, **options)
     with written as run:
         counts = {"path": str(run.path), "items": len(run.item_status), "captured": int((run.item_status == 0).sum())}
+        if condition != "direct":
+            counts["cut_off"] = int(run.cut_off.sum())
     if as_json:
         typer.echo(json.dumps(counts))
     else:
-        typer.echo(f"{counts['path']}: {counts['captured']} of {counts['items']} items captured")
+        cut_off = f", {counts['cut_off']} answers cut off" if counts.get("cut_off") else ""
+        typer.echo(f"{counts['path']}: {counts['captured']} of {counts['items']} items captured{cut_off}")
 
 
 @app.command()

@@ -64,6 +64,10 @@ def compare(
     seed: Annotated[int, typer.Option(help="Seed of folds and resamples.")] = 0,
     criterion: Annotated[str | None, typer.Option(help="Only items of this criterion.")] = None,
     pool: Annotated[bool, typer.Option("--pool", help="Treat all criteria as one.")] = False,
+    extract: Annotated[
+        str | None,
+        typer.Option(help="Of generated answers to tasks, score the first match of this expression, or its group."),
+    ] = None,
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
@@ -93,10 +97,12 @@ def compare(
     with ExitStack() as stack:
         opened = {name: stack.enter_context(open_run(path)) for name, path in named_paths(run).items()}
         if table in _OF_LAYERS:
+            if extract is not None:
+                raise ProbesError(f"the table {table} has no generated texts in it: leave out --extract")
             rows, said = _layers(opened, table, band or "pointwise", settings)
             note = said
         else:
-            rows, note, said = _judges(opened, table, judge, baseline, settings)
+            rows, note, said = _judges(opened, table, judge, baseline, settings | {"extract": extract})
     if rows.empty:
         raise ProbesError(_nothing(table))
     check_columns(rows, column)

@@ -78,7 +78,7 @@ SCALE = typer.Option("--scale", help="1..5, 0..9, A..E, yes/no, LABEL=VALUE,...,
 CONDITION = typer.Option("--condition", help="direct, generate (a short answer) or reasoning.")
 SAMPLES = typer.Option("--samples", min=1, help="Answers an item; several need a temperature.")
 TEMPERATURE = typer.Option("--temperature", min=0, help="0 takes the likeliest token each time.")
-SEED = typer.Option("--seed", help="Seed of the samples.")
+SEED = typer.Option("--seed", help="Seed of the samples, and of what is drawn of tasks (0: as published, 42).")
 DTYPE = typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")
 
 ControlTokensFlag = Annotated[
@@ -92,7 +92,12 @@ Rule = Annotated[
     str | None, typer.Option(help="Which generated label is the score: first, anchor, anchor:REGEX or last.")
 ]
 MaxNewTokens = Annotated[
-    int | None, typer.Option(min=1, help="Tokens generated at most; 10 (generate) or 512 (reasoning) unless given.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Tokens generated at most; 10 (generate) or 512 (reasoning) unless given, of tasks 64 or 512, more where "
+        "accepted answers are longer.",
+    ),
 ]
 Fields = Annotated[list[str] | None, typer.Option(help="Text field: NAME or NAME=COLUMN. Repeatable.")]
 IdColumn = Annotated[str, typer.Option(help="Column of the ids.")]
@@ -107,6 +112,10 @@ ChoicesColumn = Annotated[
 TargetColumn = Annotated[
     str | None, typer.Option("--target", help="Column that says which choice is right: its text, number, or scores.")
 ]
+TargetAs = Annotated[
+    str | None,
+    typer.Option(help="How the target names a choice: text or number (from 0); what fits all, unless given."),
+]
 Tasks = Annotated[
     list[str] | None,
     typer.Option("--task", help="Instead of items: a task, e.g. bbh/navigate, bigbench/riddle_sense. Repeatable."),
@@ -117,7 +126,9 @@ Shots = Annotated[
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends a generated answer to a task. Repeatable.")]
 HfSplit = Annotated[str | None, typer.Option(help="Split of a Hugging Face data set.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Only the first so many items; of each task so many drawn at random (--seed).")
+]
 Device = Annotated[str | None, typer.Option(help="For example cuda:0.")]
 DeviceMap = Annotated[str | None, typer.Option(help="Passed to transformers instead of a device, e.g. auto.")]
 QuantizationFlag = Annotated[str | None, typer.Option(help="8bit or 4bit: quantise while loading.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from probes.items import Items
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def read_tasks(
         shots: Worked examples in a prompt; as published if not given.
         condition: How the model is read.
         seed: Draws the worked examples and questions, if it is not 0; else they are drawn as published.
-        limit: At most so many questions of each task.
+        limit: At most so many questions of each task, drawn at random.
 
     Raises:
         ProbesError: A task cannot be loaded, or the tasks are of several suites.
@@ -60,6 +63,9 @@ def read_tasks(
         raise ProbesError(
             f"the tasks are of {' and '.join(suites)}, whose prompts end in different ways; capture one suite a run"
         )
+    for leaf in (leaf for task in tasks for leaf in task.leaves):
+        for note in leaf.notes:
+            logger.info("%s: %s", leaf.name, note)
     items = items_of(
         tasks,
         shots=shots,

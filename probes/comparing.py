@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from probes.choices.fitted import ChoiceScores
     from probes.fitted import Scores
+    from probes.tasks.extraction import Extract
 
 DEFAULT_JUDGES: Final = (
     "vscore",
@@ -69,6 +70,7 @@ def compare(
     seed: int = 0,
     criterion: str | None = None,
     pool: bool = False,
+    extract: Extract | None = None,
 ) -> Comparison:
     """Compare judges on the labelled items of one run or several, by the protocol of ``probes.protocol``.
 
@@ -94,6 +96,7 @@ def compare(
         seed: Of folds and resamples.
         criterion: Only this criterion.
         pool: Treat all criteria as one.
+        extract: How answers are taken out of generated texts for ``published``; see ``probes.tasks.score_texts``.
 
     Raises:
         FitError: A judge, lens, criterion or baseline is unknown, there are too few labelled items or groups, or runs
@@ -102,7 +105,9 @@ def compare(
     settings = Settings(folds, repeats, resamples, level, seed)
     runs = named_runs(run)
     if _of_choices(runs):
-        return compare_choices(runs, judges, baseline, settings, criterion, pool=pool)
+        return compare_choices(runs, judges, baseline, settings, criterion, pool=pool, extract=extract)
+    if extract is not None:
+        raise FitError("extract reads the generated answers of tasks, and these runs have a scale; leave it out")
     of_scores = None if judges is None else _of_scores(judges)
     reference = Reference.read(baseline, runs)
     notes: dict[str, list[str]] = {name: [] for name in runs}

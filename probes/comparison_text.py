@@ -62,7 +62,8 @@ def published_lines(found: Comparison) -> list[str]:
     ):
         name = ", ".join(str(row[part]) for part in [*runs, "task"])
         missing = f", {row['n_missing']} without a text" if row["n_missing"] else ""
-        lines.append(f"- {name}: {row['metric']} {_plain(row['value'])} of {row['n_items']} items{missing}.")
+        note = f"; {row['note']}" if row["note"] else ""
+        lines.append(f"- {name}: {row['metric']} {_plain(row['value'])} of {row['n_items']} items{missing}{note}.")
     return lines
 
 

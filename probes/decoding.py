@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
@@ -13,7 +13,7 @@ from probes.errors import ProbesError
 from probes.locate import ScoreRule
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 Condition = Literal["direct", "generate", "reasoning"]
 CONDITIONS: Final[tuple[Condition, ...]] = get_args(Condition)
@@ -37,6 +37,7 @@ class Decoding:
         temperature: 0 takes the likeliest token each time.
         seed: Together with item and sample, the seed of each answer.
         stop: Texts that end an answer, where choices are scored.
+        usual: Which of ``max_new_tokens`` and ``stop`` nobody has set, so that they may be fitted to the items.
 
     Raises:
         ProbesError: A number is out of range.
@@ -48,6 +49,7 @@ class Decoding:
     temperature: float = 0.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    usual: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.samples < 1:
@@ -88,7 +90,9 @@ class Decoding:
             if rule is not None or max_new_tokens is not None or samples != 1 or temperature != 0:
                 raise ProbesError("the condition direct generates nothing; choose generate or reasoning (--condition)")
             return None
+        unset: set[str] = set()
         if choices:
+            unset = {"stop"} - options.keys()
             options = {"stop": _STOP} | options
             rule = ScoreRule("anchor", ANSWER_ANCHOR) if rule is None else rule
         if rule is None:
@@ -97,7 +101,25 @@ class Decoding:
         found = rule if isinstance(rule, ScoreRule) else ScoreRule.parse(rule)
         if max_new_tokens is None:
             max_new_tokens = (_ANSWER_TOKENS if choices else _NEW_TOKENS)[condition]
-        return cls(found, max_new_tokens, **options)
+            unset |= {"max_new_tokens"} if choices else set()
+        return cls(found, max_new_tokens, usual=frozenset(unset), **options)
+
+    def fitted(self, accepted: Iterable[str], longest: int, room: int | None) -> Decoding:
+        """The same, with what nobody has set such that every accepted answer can be written down.
+
+        Args:
+            accepted: Texts that may be answered, of all items. A usual stop that is part of one would cut it.
+            longest: Tokens of the longest of them. Answers may have twice as many, rounded up to a power of two, where
+                the usual number is less than that.
+            room: Tokens that fit behind the longest prompt; None for any number. What is usual stays allowed.
+        """
+        most, stop = self.max_new_tokens, self.stop
+        if "max_new_tokens" in self.usual and 2 * longest > most:
+            wanted = 1 << (2 * longest - 1).bit_length()
+            most = max(most, wanted if room is None else min(wanted, room))
+        if "stop" in self.usual:
+            stop = tuple(one for one in stop if not any(one in text for text in accepted))
+        return replace(self, max_new_tokens=most, stop=stop, usual=frozenset())
 
     def generator(self, item_id: str, sample: int) -> np.random.Generator:
         """Random numbers of one answer: the same in whatever batch it is decoded."""
@@ -108,7 +130,7 @@ class Decoding:
         """A JSON-ready description; ``from_dict`` reads it back."""
         settings = {**asdict(self), "rule": self.rule.to_dict()}
         # Only where there are any, which leaves the hashes of all other judges as they are.
-        del settings["stop"]
+        del settings["stop"], settings["usual"]
         return settings | ({"stop": list(self.stop)} if self.stop else {})
 
     @classmethod

@@ -75,6 +75,7 @@ class Inspection:
         n_groups: Number of groups; an item without one is a group of its own.
         datasets: Name, type and bytes on disk of every dataset; of an unfinished run, of every file.
         choices: The choices of the items; None where the labels of a scale are the answers.
+        n_cut_off: Answers that were as long as allowed before they came to an end.
     """
 
     path: str
@@ -95,6 +96,7 @@ class Inspection:
     n_groups: int
     datasets: list[tuple[str, str, int]]
     choices: ChoiceCounts | None = None
+    n_cut_off: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The same, JSON-ready."""
@@ -152,6 +154,7 @@ def _inspect(run: Run, datasets: list[tuple[str, str, int]]) -> Inspection:
         n_groups=len(set(items.groups)),
         datasets=datasets,
         choices=None if table is None else _choices(table, items),
+        n_cut_off=int(run.cut_off.sum()),
     )
 
 

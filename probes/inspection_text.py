@@ -103,6 +103,9 @@ def _items(run: Inspection) -> list[tuple[str, str]]:
     if run.choices is not None and run.choices.n_free_text:
         without.append(f"{run.choices.n_free_text:,} of free text")
     readings = ", ".join(f"{n:,} {_why(name)}" for name, n in run.readings_by_status.items())
+    if run.n_cut_off:
+        most = run.attrs["judge"]["decoding"]["max_new_tokens"]
+        readings += f"; {run.n_cut_off:,} answers cut off at {most:,} tokens"
     of = [
         _named("criteria", "criterion", run.criteria),
         f"{run.n_groups:,} groups",

@@ -108,7 +108,8 @@ class Judge:
                 read where its score was emitted; they differ in ``rule`` and ``max_new_tokens`` only.
             rule: Which generated label is the score: ``first`` (for ``generate``), ``anchor`` (for ``reasoning``),
                 ``last``, or ``anchor:REGEX``.
-            max_new_tokens: Tokens generated at most: 10 for ``generate``, 512 for ``reasoning``.
+            max_new_tokens: Tokens generated at most: 10 for ``generate``, 512 for ``reasoning``. Where choices are
+                scored, 64 or 512, or twice as many as the longest choice has, rounded up to a power of two.
             samples: Answers an item; more than one needs a temperature.
             temperature: 0 takes the likeliest token each time.
             seed: Seed of the samples.

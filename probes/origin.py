@@ -71,7 +71,7 @@ def judge_arguments(origin: Mapping[str, Any], scale: Mapping[str, Any], changes
     return found | dict(changes)
 
 
-_DECODING = ("rule", "max_new_tokens", "samples", "temperature", "seed")
+_DECODING = ("rule", "max_new_tokens", "samples", "temperature", "seed", "stop")
 
 
 def _attr(run: RunLike, name: str) -> dict[str, Any]:

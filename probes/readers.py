@@ -14,7 +14,7 @@ from decimal import Decimal
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, cast
 
-from probes.choices.reading import read_choices
+from probes.choices.reading import RULES, ChoiceReader, TargetRule
 from probes.errors import ItemError, KindError
 from probes.items import Item, Items, RaterKind
 from probes.sources import Table, describe, open_table
@@ -49,6 +49,7 @@ def read_items(
     human: str | Sequence[str] | None = "human",
     choices: str | None = None,
     target: str | None = None,
+    target_as: TargetRule | None = None,
     scale: Scale | None = None,
     raters: RaterKind = "slots",
     hf_split: str | None = None,
@@ -74,7 +75,10 @@ def read_items(
         choices: Column with the choices of every item: a list of texts, or texts with what each is worth
             (``{"yes": 1, "no": 0}``). In CSV either is written as JSON.
         target: With ``choices``, the column that says which is right: its text, a list of texts, its number from 0, or
-            a list of what each choice is worth. Empty where nobody knows.
+            a list of what each choice is worth. Empty where nobody knows. One rule, text or number, reads the whole
+            column: the one that fits all records, which is logged.
+        target_as: That rule, ``text`` or ``number``; needed where both fit and differ, as the choices 4, 0, 2 and the
+            target 0 do.
         scale: If given, every human score must lie in its human range.
         raters: ``identity`` if the k-th score is by the same person in every record, else ``slots``.
         hf_split: Split of a Hugging Face data set; needed where it has several.
@@ -89,6 +93,10 @@ def read_items(
     """
     if raters not in ("slots", "identity"):
         raise ItemError(f"raters must be 'slots' or 'identity', got {raters!r}")
+    if target_as is not None and target_as not in RULES:
+        raise ItemError(f"target_as must be {' or '.join(map(repr, RULES))}, got {target_as!r}")
+    if target_as is not None and target is None:
+        raise ItemError("target_as says how the target names a choice; name the column of the target as well (target)")
     if limit is not None and limit < 1:
         raise ItemError(f"limit must be at least 1, got {limit}")
     if scale is not None and not hasattr(scale, "contains_human"):
@@ -96,7 +104,8 @@ def read_items(
     table = open_table(source, hf_split=hf_split, hf_config=hf_config, limit=limit)
     labels = {"id": id, "criterion": criterion, "group": group, "system": system, "split": split}
     answers = _answer_columns(table, choices, target)
-    reader = _Reader(table, _find_columns(table, fields, labels, human, tuple(answers.values())), scale, answers)
+    columns = _find_columns(table, fields, labels, human, tuple(answers.values()))
+    reader = _Reader(table, columns, scale, ChoiceReader(table, answers, target_as))
     items = [reader.item(place, cells) for place, cells in table.rows]
     _check_unique(table, items, reader)
     if raters == "identity":
@@ -193,14 +202,14 @@ class _Reader:
     table: Table
     columns: _Columns
     scale: Scale | None
-    answers: Mapping[str, str]
+    choices: ChoiceReader
 
     def item(self, place: int, cells: Mapping[str, Any]) -> Item:
         fields = {name: self._text(place, column, cells.get(column)) for name, column in self.columns.fields.items()}
         labels = {role: self._label(place, column, cells.get(column)) for role, column in self.columns.labels.items()}
         if not labels.get("id"):
             labels["id"] = content_id(fields, labels.get("criterion", ""))
-        choices, worth = read_choices(self.table, place, cells, self.answers)
+        choices, worth = self.choices.read(place, cells)
         return Item(
             fields=fields, human=self._human(place, cells), choices=choices, choice_scores=worth, **cast("Any", labels)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 
@@ -46,6 +47,14 @@ jaxtyping.install_import_hook([f"probes.{name}" for name in (*_CHECKED, *_PACKAG
 
 from probes.models import load_model
 from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def _log_of_the_library():
+    """Messages go where a library's go, whatever command has run in this process before."""
+    logger = logging.getLogger("probes")
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

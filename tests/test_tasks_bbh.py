@@ -229,3 +229,37 @@ def test_published_files_load_with_their_prompts() -> None:
         right = np.array([sum(item.choice_scores) for item in items])
         assert (right == 1).mean() > 0.98
     assert tasks["bbh/movie_recommendation"].notes[0].startswith("1 of 250 targets")
+
+
+def test_answer_only_prompts_have_the_first_paragraph_of_a_description(tmp_path: Path) -> None:
+    prompt = COT_PROMPT.replace("even.\n", "even.\n\nAn even number is two times a whole one.\n\nSo is 0.\n", 1)
+    write_bbh(tmp_path, "evenness", [even(8)], prompt)
+    task = load_task("bbh/evenness", tmp_path)
+    for shots in (0, 3):
+        direct = task.items(shots=shots)[0].fields["prompt"]
+        assert direct.startswith("Say whether a number is even.\n\nQ: Is")
+        assert "two times a whole one" not in direct
+        reasoned = task.items(shots=shots, chain_of_thought=True)[0].fields["prompt"]
+        assert reasoned.startswith(
+            "Say whether a number is even.\n\nAn even number is two times a whole one.\n\nSo is 0.\n\nQ: Is"
+        )
+
+
+def test_a_question_that_breaks_off_behind_its_first_option_takes_those_of_the_others(tmp_path: Path) -> None:
+    rows = [("Which?\nOptions:\n(A) one\n(B) two", "(B)"), ("Which?\nOptions:\n(A) o", "(A)")]
+    write_bbh(tmp_path, "cut", rows)
+    task = load_task("bbh/cut", tmp_path)
+    item = task.items()[1]
+    assert (item.choices, item.choice_scores) == (("(A)", "(B)"), (1, 0))
+    assert not item.is_free_text
+    assert task.notes == ("1 questions list one option only; they have those of the others",)
+
+
+def test_a_limit_says_that_it_draws_at_random(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_bbh(tmp_path, "evenness", [even(number) for number in range(8)])
+    task = load_task("bbh/evenness", tmp_path)
+    with caplog.at_level("INFO", logger="probes"):
+        task.items(limit=8)
+        assert not caplog.messages
+        task.items(limit=3)
+    assert caplog.messages == ["bbh/evenness: 3 of 8 questions, drawn at random with seed 42"]

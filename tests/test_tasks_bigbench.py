@@ -6,9 +6,10 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
-from probes.tasks import Task, TaskError, items_of, load_task, load_tasks
+from probes.tasks import Task, TaskError, items_of, load_task, load_tasks, score_choices
 from tests.made_up_tasks import CHOOSING, PUBLISHED, SUMS, big, sums, write
 
 if TYPE_CHECKING:
@@ -334,3 +335,10 @@ def test_published_tasks_load() -> None:
         assert task.low_score < task.high_score
     unknowns = load_task("bigbench/known_unknowns", PUBLISHED)
     assert (len(unknowns.examples), unknowns.is_multiple_choice, unknowns.low_score) == (46, True, 0.5)
+
+
+def test_one_choice_is_always_right_as_published_and_said(tmp_path: Path) -> None:
+    task = load(tmp_path, big([*CHOOSING[:2], {"input": "alone", "target_scores": {"x": 1}}]))
+    assert "1 examples have one choice, which is always right, as published" in task.notes
+    table = score_choices(task.items(), np.log([0.2, 0.5, 0.3, 0.2, 0.5, 0.3, 0.1]), tasks=[task])
+    assert (table["note"] == "1 of 3 items have one choice, which is always right").all()

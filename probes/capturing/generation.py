@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from probes.answers import AnswerFinder
+from probes.answers import LONGEST_CHARACTER, AnswerFinder
 from probes.capturing.decoders import Decoder, PackedDecoder, PlainDecoder, Step
 from probes.capturing.results import ChoiceRow, PassResult, joined, picked
 from probes.capturing.runner import PassRows, Runner
 from probes.capturing.support import Way, deviation, in_halves, length_class, reset_positions
 from probes.locate import Located, ScoreFinder, running_text
 from probes.store.format import Status
+from probes.token_table import common_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -237,8 +239,26 @@ class Generator:
             np.array([Status.OK if row in read else Status.NO_SCORE for row in rows], dtype=np.uint8),
             np.array([len(behind.get(row, prompts[row])) - 1 for row in rows], dtype=np.int32),
             [np.array(answer.tokens, dtype=np.int32) for answer in answers],
-            [str(judge.tokenizer.decode(answer.tokens, skip_special_tokens=True)) for answer in answers],
+            [self._written(answer) for answer in answers],
         )
+
+    def _written(self, answer: Answer) -> str:
+        """The text of an answer, as it stands behind the prompt as it was rendered.
+
+        Choices may change the last tokens of a prompt, a space mostly. These are cut off, and answers start with them.
+        """
+        judge, table = self._job.judge, self._job.table
+        if judge.condition == "reasoning":
+            return str(judge.tokenizer.decode(answer.tokens, skip_special_tokens=True))
+        rendered = judge.render(self._job.items[int(table.item[answer.prompt])]).token_ids
+        kept = table.tokens[answer.prompt].tolist()
+        # Some tokens more, so that no character is cut in two.
+        start = max(0, common_prefix(np.array(rendered), np.array(kept)) - LONGEST_CHARACTER)
+        special = set(judge.tokenizer.all_special_ids)
+        whole = self._text([token for token in kept[start:] + answer.tokens if token not in special])
+        prompt = self._text([token for token in rendered[start:] if token not in special])
+        same = zip(whole, prompt + judge.template.answer_separator, strict=False)
+        return whole[len(list(takewhile(lambda pair: pair[0] == pair[1], same))) :]
 
     def _no_choices(self, row: int) -> PassResult:
         """The row of an item whose reasoning led to no answer."""

@@ -8,7 +8,7 @@ import json
 import logging
 import platform
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import h5py
@@ -120,7 +120,7 @@ def usual_lenses(judge: Judge, lenses: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def prepare(judge: Judge, items: Items, settings: Settings, path: Path | None = None) -> Job:
-    """Render the prompts and plan the passes.
+    """Render the prompts and plan the passes; what nobody has set of a judge's decoding is fitted to the items.
 
     Args:
         judge: The judge.
@@ -167,19 +167,26 @@ def prepare(judge: Judge, items: Items, settings: Settings, path: Path | None = 
     alone = pass_dependence(judge.bridge.original_model.config)
     note = alone or ("switched off" if not settings.share_prefix else packing_refusal(judge.bridge)) or ""
     batch_tokens = 1 if alone else settings.batch_tokens or _recorded_batch_tokens(path) or free_tokens(judge.bridge)
+    behind = None if table.choices is None else Behind.of(table.tokens, table.choices)
+    limits = [limit for limit in (judge.max_positions, settings.max_tokens) if limit is not None]
+    if judge.decoding is not None and judge.decoding.usual and table.choices is not None and behind is not None:
+        longest, room = table.choices.n_tokens.max(), (table.tokens.lengths + behind.longest).max()
+        decoding = judge.decoding.fitted(
+            table.choices.labels, int(longest), min(limits) - int(room) if limits else None
+        )
+        judge = replace(judge, decoding=decoding)
     answer_tokens = judge.decoding.max_new_tokens if judge.decoding else 0
-    limits = [limit - answer_tokens for limit in (judge.max_positions, settings.max_tokens) if limit is not None]
     row_bytes = len(judge.layers) * judge.d_model * 4 * (1 + settings.extras.last_positions)
     plan = make_plan(
         table.tokens,
         batch_tokens=batch_tokens,
-        max_tokens=min(limits) if limits else None,
+        max_tokens=min(limits) - answer_tokens if limits else None,
         share=not note,
         shard_rows=max(1, _SHARD_BYTES // row_bytes),
         answer_tokens=answer_tokens,
         answers=judge.decoding.samples if judge.decoding else 1,
         length_class=length_class(judge.bridge),
-        behind=None if table.choices is None else Behind.of(table.tokens, table.choices),
+        behind=behind,
     )
     return Job(judge, items, table, plan, settings, note)
 

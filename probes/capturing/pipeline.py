@@ -116,7 +116,7 @@ def capture(
                 return _relensed(base, lenses, before, compress=compress)
             logger.info("%s holds %d of %d items already", path, len(items) - len(missing), len(items))
             if len(missing) < len(items) or lenses != tuple(settings.lenses):
-                job = prepare(judge, items.select(missing), replace(settings, lenses=lenses), path)
+                job = prepare(job.judge, items.select(missing), replace(settings, lenses=lenses), path)
         except BaseException:
             base.close()
             raise
@@ -203,6 +203,14 @@ def _report(run: Run) -> None:
         if count and status is not Status.OK:
             what = "items" if len(run.status) == len(run.items) else "readings"
             logger.warning("%d of %d %s have no numbers: %s", count, len(run.status), what, status.name.lower())
+    if cut_off := int(run.cut_off.sum()):
+        logger.warning(
+            "%d of %d answers were cut off at %d tokens: what was read is kept, but their texts lack their end; allow "
+            "more tokens (max_new_tokens, --max-new-tokens)",
+            cut_off,
+            len(run.status),
+            run.attr("judge")["decoding"]["max_new_tokens"],
+        )
     captured = run.status == Status.OK
     if not captured.any():
         return

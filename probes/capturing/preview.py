@@ -68,7 +68,7 @@ def preview(
     job = prepare(
         judge, items, Settings(usual_lenses(judge, lenses), residuals, extras, batch_tokens, max_tokens, share_prefix)
     )
-    plan = job.plan
+    plan, judge = job.plan, job.judge
     answers = (job.n_readings - len(plan.too_long) * job.samples) * (
         judge.decoding.max_new_tokens if judge.decoding else 0
     )

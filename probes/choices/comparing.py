@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from probes.matching import Matched
     from probes.protocol import Settings
     from probes.runlike import RunLike
+    from probes.tasks.extraction import Extract
 
 # Criterion of the mean over tasks.
 MACRO: Final = "macro"
@@ -47,6 +48,7 @@ def compare_choices(
     criterion: str | None,
     *,
     pool: bool,
+    extract: Extract | None = None,
 ) -> Comparison:
     """What ``probes.compare`` does with runs of choices."""
     reference = Reference.read(baseline, runs, get_choice_judge)
@@ -68,6 +70,7 @@ def compare_choices(
             settings,
             [row for row in rows if row["run"] == name],
             criterion,
+            extract,
         )
         for name, of in found.items()
     }
@@ -172,6 +175,7 @@ def _comparison(
     settings: Settings,
     rows: list[dict[str, Any]],
     criterion: str | None,
+    extract: Extract | None,
 ) -> Comparison:
     """What the studies of one run found."""
     several = len(studies) > 1
@@ -202,7 +206,7 @@ def _comparison(
         metric="accuracy",
         stability=pd.DataFrame([row for study in studies for row in study.stable_rows()]),
         shape=pd.DataFrame(shape_rows(by_layer)),
-        published=published(run, criterion),
+        published=published(run, criterion, extract),
     )
 
 

@@ -360,7 +360,7 @@ def _frames(run: Run, step: int) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
             **{name: column[of] for name, column in scores.items()},
         }
         if "generation/text" in run:
-            columns["generated_text"] = [bytes(text).decode() for text in run.generated("generation/text", rows)]
+            columns["generated_text"] = run.answer_texts(rows)
         yield rows, pd.DataFrame(columns)
 
 

@@ -7,12 +7,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from probes.errors import RunFileError
 from probes.lens import LENSES
 from probes.store.description import Description
 from probes.store.format import EXTRAS
+from probes.store.generated import answer_texts, cut_off
 from probes.store.header import Header, read_header
 from probes.store.selecting import Choice, Some, chosen_items, chosen_layers, chosen_numbers, one_layer
 from probes.store.values import Selection, Values, damage_named
@@ -260,12 +261,31 @@ class Run(Description):
 
     @property
     def generated_text(self) -> list[str]:
-        """Generated text of every reading, empty where nothing was captured.
+        """Generated text of every reading, empty where nothing was captured; see ``answer_texts``.
 
         Raises:
             RunFileError: Nothing was generated for this run.
         """
-        return [bytes(text).decode() for text in self.generated("generation/text")]
+        return self.answer_texts()
+
+    def answer_texts(self, readings: Int[np.ndarray, " row"] | None = None) -> list[str]:
+        """Generated text of some readings, up to the stop text that ended it.
+
+        A stop text stays where the task of the item names it: its metrics are made for that.
+
+        Raises:
+            RunFileError: Nothing was generated for this run.
+        """
+        return answer_texts(self, readings)
+
+    @cached_property
+    @damage_named
+    def cut_off(self) -> Bool[np.ndarray, " reading"]:
+        """Whether an answer has all the tokens that it may have, and has not come to its end with them.
+
+        Its numbers are kept, as far as it has any; False where nothing was generated.
+        """
+        return cut_off(self)
 
     @damage_named
     def header(self) -> Header:

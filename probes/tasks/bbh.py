@@ -67,7 +67,9 @@ class BbhTask(Task):
             raise TaskError(
                 f"{self.name}: {wanted} shots were asked for, and {len(self.exemplars)} worked examples are published"
             )
-        blocks = [self.description] if self.description else []
+        # The released answer-only prompts have the first paragraph alone, as far as there are several (snarks).
+        head = self.description if chain_of_thought else self.description.partition("\n\n")[0]
+        blocks = [head] if head else []
         for worked in self.exemplars[:wanted]:
             blocks.append(f"Q: {worked.question}\nA: {worked.reasoning if chain_of_thought else worked.answer}")
         start = "\n\n".join([*blocks, "Q: "])
@@ -146,14 +148,17 @@ def _with_choices(rows: list[tuple[str, str]]) -> tuple[tuple[Example, ...], lis
         choices = listed
     else:
         counts = Counter(target for _, target in rows)
-        closed = len(counts) <= _CLOSED_SET and min(counts.values()) > 1 and not any(map(_is_number, counts))
+        closed = 1 < len(counts) <= _CLOSED_SET and min(counts.values()) > 1 and not any(map(_is_number, counts))
         choices = [tuple(sorted(counts)) if closed else ()] * len(rows)
     notes = []
-    # One example without a list of options makes a task of free text out of none: its answers are those of the rest.
-    if 0 < (missing := sum(not own for own in choices)) < len(rows):
-        notes.append(f"{missing} questions list no options; they have those of the others")
-        union = tuple(sorted({choice for own in choices for choice in own}))
-        choices = [own or union for own in choices]
+    # A question that lists no options is no free text where others do, and one option (the file breaks off there) is
+    # no choice: whatever the model says would be right.
+    several = {choice for own in choices if len(own) > 1 for choice in own}
+    for count, listing in ((0, "no options"), (1, "one option only")):
+        if several and (short := sum(len(own) == count for own in choices)):
+            notes.append(f"{short} questions list {listing}; they have those of the others")
+    if several:
+        choices = [own if len(own) > 1 else tuple(sorted({*several, *own})) for own in choices]
     gaps = sum(own[0] == "(A)" and own != _letters(len(own)) for own in choices if own)
     if gaps:
         notes.append(f"{gaps} questions list letters with gaps")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from probes.tasks.extraction import regex_fault
 from probes.tasks.names import CALIBRATION, GENERATIVE, MULTIPLE_CHOICE, SCORE_RANGES, SCORING
 from probes.tasks.reading import Fields, kind_of, read_object
 from probes.tasks.task import PUBLISHED_SEED, Example, Task, TaskError
@@ -186,12 +187,14 @@ def _leaf(fields: Fields, name: str) -> BigBenchTask:
         _check_regex(fields, regex)
     ignored = sorted(fields.data.keys() - _KNOWN)
     empty = sum("" in example.choices or not any(example.targets) for example in examples)
+    alone = sum(len(example.choices) == 1 for example in examples)
     listed = fields.data.get("append_choices_to_input", True)
     notes = [
         f"{repeated} repeated examples are left out, as published" if repeated else "",
         f"{empty} examples have an empty choice or target, which no model can be asked for; items leave them out"
         if empty
         else "",
+        f"{alone} examples have one choice, which is always right, as published" if alone else "",
         f"append_choices_to_input is the text {listed!r}; the published code takes every text as true"
         if isinstance(listed, str)
         else "",
@@ -225,12 +228,8 @@ def _lists_choices(fields: Fields) -> bool:
 
 
 def _check_regex(fields: Fields, regex: str) -> None:
-    try:
-        groups = re.compile(regex).groups
-    except re.error as error:
-        raise fields.error("output_regex", f"is no regular expression ({error}); correct it") from None
-    if groups > 1:
-        raise fields.error("output_regex", f"has {groups} groups and may have one; write (?:...) for the others")
+    if (fault := regex_fault(regex)) is not None:
+        raise fields.error("output_regex", fault)
 
 
 def _distinct(fields: Fields) -> tuple[list[tuple[int, dict[str, Any]]], int]:

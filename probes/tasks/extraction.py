@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
 _ANSWER: Final = re.compile(r"\bthe answer is\b:?", re.IGNORECASE)
 # A model that goes on after its answer asks itself the next question.
 _NEXT_QUESTION: Final = re.compile(r"\n\s*Q:")
 # A period ends the answer unless it stands inside of something, as in 3.5.
 _SENTENCE_END: Final = re.compile(r"\.(?=\s|$)")
+
+# A regular expression, whose first match counts, or its group if it has one; or a function from text to answer.
+Extract: TypeAlias = str | Callable[[str], str]
 
 
 def extract_answer(text: str) -> str | None:
@@ -58,6 +62,15 @@ def postprocess(text: str, stop_string: str | None = None, output_regex: str | N
             return ""
         return (match.group(1) or "") if match.re.groups else match.group()
     return text
+
+
+def regex_fault(regex: str) -> str | None:
+    """Why a text cannot be the expression of an answer; None where it can."""
+    try:
+        groups = re.compile(regex).groups
+    except re.error as error:
+        return f"is no regular expression ({error}); correct it"
+    return f"has {groups} groups and may have one; write (?:...) for the others" if groups > 1 else None
 
 
 def _clean(text: str) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from probes.tasks import metrics as choice_metrics
 from probes.tasks.bigbench import DEFAULT_REGEX
-from probes.tasks.extraction import answer_of, postprocess
+from probes.tasks.extraction import Extract, answer_of, postprocess, regex_fault
 from probes.tasks.names import BBH_FILES, SCORE_RANGES
 from probes.tasks.results import TaskScore, aggregate, bbh_average, normalized
 from probes.tasks.task import Task, TaskError
@@ -39,7 +39,10 @@ _CHOICE_DEFAULT: Final = (
 
 
 def answers(
-    items: Items, texts: Mapping[str, str] | Sequence[str], tasks: Task | Sequence[Task] = ()
+    items: Items,
+    texts: Mapping[str, str] | Sequence[str],
+    tasks: Task | Sequence[Task] = (),
+    extract: Extract | None = None,
 ) -> dict[str, str]:
     """The answer in each generated text, by item id.
 
@@ -50,14 +53,15 @@ def answers(
         items: The items that were asked.
         texts: What was generated, by item id, or one an item in their order.
         tasks: The tasks that they come from.
+        extract: Instead of these rules, a regular expression, of which the first match counts, or its group if it has
+            one, and nothing where there is no match; or a function from a text to its answer.
 
     Raises:
-        TaskError: There is a text for no item, or another number of texts.
+        TaskError: There is a text for no item, or another number of texts; the expression cannot be used.
     """
-    leaves = _leaves(tasks)
-    return {
-        item.id: _answer(item, text, leaves.get(item.criterion)) for item, text in _given(items, texts, "text") if text
-    }
+    leaves, answer = _leaves(tasks), _extractor(extract)
+    given = _given(items, texts, "text")
+    return {item.id: answer(item, text, leaves.get(item.criterion)) for item, text in given if text}
 
 
 def score_texts(
@@ -65,6 +69,7 @@ def score_texts(
     texts: Mapping[str, str | None] | Sequence[str | None],
     metrics: Sequence[str] | None = None,
     tasks: Task | Sequence[Task] = (),
+    extract: Extract | None = None,
 ) -> pd.DataFrame:
     """Scores of generated texts.
 
@@ -74,6 +79,7 @@ def score_texts(
             counted in ``n_missing``.
         metrics: Names of metrics; those of the tasks if not given, else exact match.
         tasks: The tasks that the items come from: they know accepted texts, metrics, stop string and ranges.
+        extract: How answers are taken out of texts, instead of by the rules of the suite; see :func:`answers`.
 
     Returns:
         One row a task and metric, then rows of tasks with subtasks, of BIG-bench (mean of normalized preferred
@@ -82,12 +88,12 @@ def score_texts(
         ``n_tasks``, ``note``.
 
     Raises:
-        TaskError: A metric is unknown or refused, or there is a text for no item.
+        TaskError: A metric is unknown or refused, there is a text for no item, or the expression cannot be used.
     """
     for metric in metrics or ():
         if metric not in TEXT_METRICS:
             raise TaskError(f"no metric {metric!r} of generated text; there are {', '.join(TEXT_METRICS)}")
-    leaves = _leaves(tasks)
+    leaves, answer = _leaves(tasks), _extractor(extract)
     scorer = _Table(leaves, tasks)
     given = {item.id: text for item, text in _given(items, texts, "text")}
     for name, own in _by_task(items).items():
@@ -98,7 +104,7 @@ def score_texts(
             scorer.note(name, wanted, len(own), "no texts")
             continue
         accepted = [_accepted(item, leaf) for item in there]
-        found = [_answer(item, str(given[item.id]), leaf) for item in there]
+        found = [answer(item, str(given[item.id]), leaf) for item in there]
         for metric in wanted:
             if metric == "bleurt" and not metrics:
                 scorer.note(name, [metric], len(own), "not computed: a neural model")
@@ -164,13 +170,15 @@ def score_choices(
         worth = np.array([score for item in there for score in item.choice_scores])
         offsets = np.concatenate([[0], np.cumsum([len(item.choices) for item in there])])
         chance = None if free else fmean(fmean(item.choice_scores) for item in known)
+        alone = 0 if free else sum(len(item.choices) == 1 for item in there)
+        note = f"{alone} of {len(there)} items have one choice, which is always right" if alone else ""
         for metric in wanted:
             if metric == "macro_f1":
                 labels = [choice for item in there for choice in item.choices]
                 value = choice_metrics.macro_f1(rows, worth, offsets, labels)
             else:
                 value = _CHOICE[metric](rows, worth, offsets)
-            scorer.add(name, metric, value, len(there), len(own) - len(there), chance)
+            scorer.add(name, metric, value, len(there), len(own) - len(there), chance, note)
     return scorer.frame()
 
 
@@ -183,7 +191,14 @@ class _Table:
         self.rows: list[dict[str, Any]] = []
 
     def add(
-        self, name: str, metric: str, value: float, n_items: int, n_missing: int, chance: float | None = None
+        self,
+        name: str,
+        metric: str,
+        value: float,
+        n_items: int,
+        n_missing: int,
+        chance: float | None = None,
+        note: str = "",
     ) -> None:
         leaf = self.leaves.get(name)
         low, high = SCORE_RANGES.get(metric, (0.0, 1.0))
@@ -194,7 +209,8 @@ class _Table:
         preferred = metric == leaf.preferred_score if leaf else None
         if name.startswith("bbh/") and metric == "multiple_choice_grade":
             preferred = True  # accuracy, as exact match
-        self._append(name, metric, value, low, high, preferred=preferred, n_items=n_items, n_missing=n_missing)
+        counts = {"n_items": n_items, "n_missing": n_missing}
+        self._append(name, metric, value, low, high, preferred=preferred, note=note, **counts)
 
     def note(self, name: str, metrics: Iterable[str], n_missing: int, note: str) -> None:
         for metric in metrics:
@@ -297,6 +313,17 @@ def _given(items: Items, values: Mapping[str, Any] | Sequence[Any], what: str) -
     if isinstance(values, str) or len(values) != len(items):
         raise TaskError(f"{len(values)} {what}s for {len(items)} items; give one an item, or a dictionary by item id")
     return list(zip(items, values, strict=True))
+
+
+def _extractor(extract: Extract | None) -> Callable[[Item, str, Task | None], str]:
+    """From an item, a text and its task to the answer in the text."""
+    if extract is None:
+        return _answer
+    if not isinstance(extract, str):
+        return lambda _item, text, _leaf: extract(text)
+    if (fault := regex_fault(extract)) is not None:
+        raise TaskError(f"extract: {extract!r} {fault}")
+    return lambda _item, text, _leaf: postprocess(text, None, extract)
 
 
 def _answer(item: Item, text: str, leaf: Task | None) -> str:

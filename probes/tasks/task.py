@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,8 @@ from probes.items import Item, Items
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+logger = logging.getLogger(__name__)
 
 PUBLISHED_SEED: Final = 42
 # What metrics need to know of a task besides their names.
@@ -123,7 +126,7 @@ class Task(ABC):
             chain_of_thought: Show and ask for reasoning; BIG-Bench Hard only.
             free_text: Of a task with choices, make the accepted texts the choices instead.
             seed: Draws the worked examples of BIG-bench, and the questions if there is a limit.
-            limit: At most so many questions; of a task with subtasks, an equal number of each.
+            limit: At most so many questions, drawn at random; of a task with subtasks, an equal number of each.
 
         Raises:
             TaskError: The task does not allow it.
@@ -140,6 +143,9 @@ class Task(ABC):
                     "least one question a subtask, or name one subtask"
                 )
             limit //= len(leaves)
+        for leaf in leaves:
+            if limit is not None and limit < (total := len(leaf.examples)):
+                logger.info("%s: %d of %d questions, drawn at random with seed %d", leaf.name, limit, total, seed)
         found = [
             leaf._item(example, prompt, free_text)
             for leaf in leaves
