@@ -16,7 +16,7 @@ from probes import cli
 from probes.capturing.generation import Generator
 from probes.choices.published import published
 from probes.decoding import Decoding
-from probes.rendering import encode
+from probes.encoding import encode
 from probes.tasks import load_task, load_tasks, postprocess, score_texts
 from tests import made_up_tasks, tiny
 
