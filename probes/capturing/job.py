@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import logging
 import platform
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from probes.items import Items
     from probes.judge import Judge
     from probes.prompt_table import PromptTable
+
+logger = logging.getLogger(__name__)
 
 # A shard is what a killed run can lose, and what is written anew where one is damaged.
 _SHARD_BYTES = 256 << 20
@@ -158,6 +161,12 @@ def prepare(judge: Judge, items: Items, settings: Settings, path: Path | None = 
         decoding = judge.decoding.fitted(
             table.choices.labels, int(longest), min(limits) - int(room) if limits else None
         )
+        if decoding.max_new_tokens > judge.decoding.max_new_tokens:
+            logger.info(
+                "answers may have %d tokens, as an accepted one has %d (max_new_tokens, --max-new-tokens)",
+                decoding.max_new_tokens,
+                longest,
+            )
         judge = replace(judge, decoding=decoding)
     answer_tokens = judge.decoding.max_new_tokens if judge.decoding else 0
     row_bytes = len(judge.layers) * judge.d_model * 4 * (1 + settings.extras.last_positions)
