@@ -252,8 +252,7 @@ def capture(
     if as_json:
         typer.echo(json.dumps(counts))
     else:
-        cut_off = f", {counts['cut_off']} answers cut off" if counts.get("cut_off") else ""
-        typer.echo(f"{counts['path']}: {counts['captured']} of {counts['items']} items captured{cut_off}")
+        typer.echo(f"{counts['path']}: {counts['captured']} of {counts['items']} items captured")
 
 
 @app.command()

@@ -248,13 +248,13 @@ class Generator:
         Choices may change the last tokens of a prompt, a space mostly. These are cut off, and answers start with them.
         """
         judge, table = self._job.judge, self._job.table
-        if judge.condition == "reasoning":
-            return str(judge.tokenizer.decode(answer.tokens, skip_special_tokens=True))
+        special = set(judge.tokenizer.all_special_ids)
         rendered = judge.render(self._job.items[int(table.item[answer.prompt])]).token_ids
         kept = table.tokens[answer.prompt].tolist()
+        if judge.condition == "reasoning" or set(rendered) <= special:  # nothing was cut, or nothing is in front
+            return str(judge.tokenizer.decode(answer.tokens, skip_special_tokens=True))
         # Some tokens more, so that no character is cut in two.
         start = max(0, common_prefix(np.array(rendered), np.array(kept)) - LONGEST_CHARACTER)
-        special = set(judge.tokenizer.all_special_ids)
         whole = self._text([token for token in kept[start:] + answer.tokens if token not in special])
         prompt = self._text([token for token in rendered[start:] if token not in special])
         same = zip(whole, prompt + judge.template.answer_separator, strict=False)

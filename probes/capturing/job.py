@@ -174,6 +174,12 @@ def prepare(judge: Judge, items: Items, settings: Settings, path: Path | None = 
         decoding = judge.decoding.fitted(
             table.choices.labels, int(longest), min(limits) - int(room) if limits else None
         )
+        if decoding.max_new_tokens > judge.decoding.max_new_tokens:
+            logger.info(
+                "answers may have %d tokens, as an accepted one has %d (max_new_tokens, --max-new-tokens)",
+                decoding.max_new_tokens,
+                longest,
+            )
         judge = replace(judge, decoding=decoding)
     answer_tokens = judge.decoding.max_new_tokens if judge.decoding else 0
     row_bytes = len(judge.layers) * judge.d_model * 4 * (1 + settings.extras.last_positions)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from probes.answers import is_answered, stopped_at
+from probes.errors import RunFileError
 from probes.store.readings import Status
 
 if TYPE_CHECKING:
@@ -54,5 +55,8 @@ def cut_off(run: Run) -> Bool[np.ndarray, " reading"]:
 
 
 def _decoding(run: Run) -> dict[str, Any]:
-    """How answers were decoded; empty where none were."""
-    return run.attr("judge").get("decoding") or {}
+    """How answers were decoded; empty where none were, or where the run does not say."""
+    try:
+        return dict(run.attr("judge").get("decoding") or {})
+    except RunFileError:
+        return {}
