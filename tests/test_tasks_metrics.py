@@ -138,7 +138,7 @@ def tied_items(n_items: int, **about: Any) -> Items:
 
 
 def test_a_tie_is_broken_by_the_normalized_values_as_published_whatever_is_passed() -> None:
-    """The published code hashes log-probabilities less their log-sum-exp, or as they are with absolute_normalization."""
+    """The published code hashes values less their log-sum-exp, or as they are with absolute_normalization."""
     log_probs = np.random.default_rng(1).choice([-0.5, -1.5, -2.5], (40, 3)) - 5
     for absolute in (False, True):
         items = tied_items(40, absolute_normalization=absolute)
