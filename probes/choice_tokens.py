@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from probes.items import Item
 
+# The rule of ``told_apart``, as judges describe it. Runs captured without one scored all tokens of a choice.
+CHOICE_TOKENS: Final = "apart"
 # What a chain of thought ends in (arXiv 2210.09261, appendix of exemplars): the choices follow these words.
 ANSWER_ANCHOR: Final = r"(?i)\bthe answer is\b:?"
 _ANSWER_LEAD: Final = "So the answer is"
@@ -85,3 +87,38 @@ def choices_after_reasoning(tokenizer: Any, item: Item, separator: str, *, contr
 def _cut(parts: Sequence[Span], length: int) -> tuple[Span, ...]:
     """Parts of a prompt that now ends here."""
     return tuple(Span(span.part, span.start, min(span.stop, length)) for span in parts if span.start < length)
+
+
+def told_apart(tokens: Sequence[Sequence[int]], *, lead: bool) -> tuple[list[int], list[list[int]]]:
+    """What the choices of an item share at their start, and those of their tokens that tell them apart.
+
+    What all choices end in says nothing about which of them is meant, but costs each another likelihood: in ``(A)`` and
+    ``(B)`` the closing parenthesis, which outweighs the letter at layers that know nothing of it. It is not scored,
+    unless a choice would become part of another without it (``3.`` and ``35.``): a text is never less likely than what
+    goes on from it, so that the shorter one would always win. What all start in has one probability for all, which no
+    choice between them sees. Every choice keeps a token at least.
+
+    Args:
+        tokens: Of each choice.
+        lead: Whether what they start in may go to the prompt; nothing is taken from their start otherwise.
+    """
+    if len(tokens) < 2:
+        return [], [list(choice) for choice in tokens]
+    most = min(map(len, tokens)) - 1
+    start = _shared(tokens, most) if lead else 0
+    behind = [list(choice[start:]) for choice in tokens]
+    tail = _shared([choice[::-1] for choice in behind], most - start)
+    nested = _nested(behind)
+    while tail and _nested([choice[:-tail] for choice in behind]) != nested:
+        tail -= 1
+    return list(tokens[0][:start]), [choice[: len(choice) - tail] for choice in behind]
+
+
+def _shared(tokens: Sequence[Sequence[int]], most: int) -> int:
+    """With how many tokens all start, ``most`` at most."""
+    return next((place for place in range(most) if len({choice[place] for choice in tokens}) > 1), most)
+
+
+def _nested(tokens: Sequence[Sequence[int]]) -> list[bool]:
+    """Of every two choices, whether the second starts with all of the first."""
+    return [second[: len(first)] == first for first in tokens for second in tokens]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from probes.cli_options import AsJson, Config, Judges
+from probes.cli_options import AsJson, Config, Judges, Per
 from probes.errors import ProbesError
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ _TABLES: Final = {
     "published": "published",
 }
 _OF_LAYERS: Final = ("layers", "layer-tests")
+# Tables that are about layers, though judges are compared as well.
+_ABOUT_LAYERS: Final = ("stability", "shape")
 
 _RUNS = typer.Argument(metavar="[NAME=]RUN", help="Runs that `probes capture` wrote, of the same scored items.")
 _TABLE = typer.Option(help=f"Which table to show and write: {', '.join((*_TABLES, *_OF_LAYERS))}.")
@@ -68,6 +70,7 @@ def compare(
         str | None,
         typer.Option(help="Of generated answers to tasks, score the first match of this expression, or its group."),
     ] = None,
+    per: Per = None,
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
@@ -93,6 +96,7 @@ def compare(
         "seed": seed,
         "criterion": criterion,
         "pool": pool,
+        "per": per,
     }
     with ExitStack() as stack:
         opened = {name: stack.enter_context(open_run(path)) for name, path in named_paths(run).items()}
@@ -125,7 +129,13 @@ def _judges(
     rows: pd.DataFrame = getattr(found, _TABLES[table])
     if rows.empty and table == "judges":
         rows = found.published  # free text: there is nothing to choose, and so no judge
-    return rows, found.footnote, found.summary() if table == "judges" else found.footnote
+    if table == "judges":
+        return rows, found.footnote, found.summary()
+    said = found.footnote
+    if table in _ABOUT_LAYERS and len(rows):
+        per = rows["per"].iloc[0] if "per" in rows else ""
+        said = "\n".join([said, *_notes(runs, settings | {"per": per})])
+    return rows, found.footnote, said
 
 
 def _layers(runs: Mapping[str, RunLike], table: str, band: str, settings: dict[str, Any]) -> tuple[pd.DataFrame, str]:
@@ -137,13 +147,26 @@ def _layers(runs: Mapping[str, RunLike], table: str, band: str, settings: dict[s
     metric = "accuracy" if any(map(has_choices, runs.values())) else "spearman"
     said = protocol_line(settings["folds"], settings["repeats"], settings["resamples"], settings["level"], metric)
     if table == "layers":
-        more = "" if band == "pointwise" else " The band holds for all layers of a lens at once."
-        return by_layer(runs, band=band, **settings), said + more
-    rows = layer_tests(runs, **settings)
-    return rows, (
-        f"{said} Difference: paired, to the last layer under the norm lens; two-sided p by paired permutation, Holm's "
-        "correction over the layers of a lens."
-    )
+        rows = by_layer(runs, band=band, **settings)
+        said += "" if band == "pointwise" else " The band holds for all layers of a lens at once."
+    else:
+        rows = layer_tests(runs, **settings)
+        said += (
+            " Difference: paired, to the last layer under the norm lens; two-sided p by paired permutation, Holm's "
+            "correction over the layers of a lens."
+        )
+    return rows, "\n".join([said, *_notes(runs, settings)])
+
+
+def _notes(runs: Mapping[str, RunLike], settings: Mapping[str, Any]) -> list[str]:
+    """What must be known about the layers of runs of choices."""
+    from probes.choices.comparing import notes_on_layers
+    from probes.choices.data import read_per
+    from probes.runlike import has_choices
+
+    if not all(map(has_choices, runs.values())):
+        return []
+    return notes_on_layers(runs, settings["criterion"], read_per(settings["per"]) or "", pool=settings["pool"])
 
 
 def _nothing(table: str) -> str:

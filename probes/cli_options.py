@@ -68,6 +68,13 @@ Judges = Annotated[
     list[str] | None,
     typer.Option("--judge", help="A judge, e.g. final, layer:12, lager@norm, slope-ridge. Repeat for several."),
 ]
+Per = Annotated[
+    str | None,
+    typer.Option(
+        help="What log-likelihoods of choices are divided by in tables and figures of layers: token, byte or char; as "
+        "the judges do unless given."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 # What commands share in their own ways: required or not, with a default or without.

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from probes.cli_options import Config, Judges
+from probes.cli_options import Config, Judges, Per
 from probes.errors import ProbesError
 
 _RUNS = typer.Argument(metavar="[NAME=]RUN", help="Runs that `probes capture` wrote; several share their figures.")
@@ -29,6 +29,7 @@ def plot(
     fmt: Annotated[list[str] | None, typer.Option("--format", help="png, pdf, svg; png and pdf unless given.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of folds and resamples.")] = 0,
     criterion: Annotated[str | None, typer.Option(help="Only items of this criterion.")] = None,
+    per: Per = None,
     config: Config = None,
 ) -> None:
     """Draw figures from a run, or from several."""
@@ -41,14 +42,16 @@ def plot(
     every = "all" in names
     with ExitStack() as stack:
         opened = {name: stack.enter_context(open_run(path)) for name, path in named_paths(run).items()}
-        material = Material(opened, judge or None, item or (), criterion, seed)
-        n_drawn = 0
+        material = Material(opened, judge or None, item or (), criterion, seed, per)
+        n_drawn, note = 0, material.divided[1]
         for drawn in draw(material, list(FIGURES) if every else names, out, tuple(fmt or ("png", "pdf")), skip=every):
             n_drawn += len(drawn.paths)
             for path in drawn.paths:
                 typer.echo(str(path))
             if drawn.reason:
                 typer.echo(f"skipped {drawn.name}: {drawn.reason}", err=True)
+        if n_drawn and note:
+            typer.echo(f"note: {note}", err=True)
     if not n_drawn:
         raise ProbesError("nothing could be drawn from this run, for the reasons above")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from probes.cli_options import Config, Judges, RunPath
+from probes.cli_options import Config, Judges, Per, RunPath
 
 
 def report(
@@ -19,6 +19,7 @@ def report(
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
     level: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Seed of folds, resamples and the sample of items.")] = 0,
+    per: Per = None,
     config: Config = None,
 ) -> None:
     """Write one HTML file that opens with the answer and shows figures, tables and every item."""
@@ -36,6 +37,7 @@ def report(
             resamples=resamples,
             level=level,
             seed=seed,
+            per=per,
         )
     typer.echo(str(written))
 

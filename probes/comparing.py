@@ -19,6 +19,7 @@ from probes.choices.comparing import (
     layers_of_choices,
     score_choices,
 )
+from probes.choices.data import read_per
 from probes.choices.judges import DEFAULT_JUDGES as OF_CHOICES
 from probes.choices.judges import ChoiceJudge, get_choice_judge
 from probes.comparison import Comparison
@@ -35,6 +36,7 @@ from probes.study import BANDS, Study
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from probes.choices.data import Per
     from probes.choices.fitted import ChoiceScores
     from probes.fitted import Scores
     from probes.tasks.extraction import Extract
@@ -71,6 +73,7 @@ def compare(
     criterion: str | None = None,
     pool: bool = False,
     extract: Extract | None = None,
+    per: str | None = None,
 ) -> Comparison:
     """Compare judges on the labelled items of one run or several, by the protocol of ``probes.protocol``.
 
@@ -97,6 +100,8 @@ def compare(
         criterion: Only this criterion.
         pool: Treat all criteria as one.
         extract: How answers are taken out of generated texts for ``published``; see ``probes.tasks.score_texts``.
+        per: Of runs of choices, what log-likelihoods of *layers* are divided by: ``token``, ``byte`` or ``char``; as
+            the judges do, where they agree, unless given. Judges say it themselves (``final:per_char=1``).
 
     Raises:
         FitError: A judge, lens, criterion or baseline is unknown, there are too few labelled items or groups, or runs
@@ -104,8 +109,9 @@ def compare(
     """
     settings = Settings(folds, repeats, resamples, level, seed)
     runs = named_runs(run)
-    if _of_choices(runs):
-        return compare_choices(runs, judges, baseline, settings, criterion, pool=pool, extract=extract)
+    of_choices, divided = _of_choices(runs, per)
+    if of_choices:
+        return compare_choices(runs, judges, baseline, settings, criterion, pool=pool, extract=extract, per=divided)
     if extract is not None:
         raise FitError("extract reads the generated answers of tasks, and these runs have a scale; leave it out")
     of_scores = None if judges is None else _of_scores(judges)
@@ -191,6 +197,7 @@ def by_layer(
     seed: int = 0,
     criterion: str | None = None,
     pool: bool = False,
+    per: str | None = None,
 ) -> pd.DataFrame:
     """Spearman of every layer's expected value under every lens, with the statistic and folds of ``compare``.
 
@@ -207,10 +214,12 @@ def by_layer(
         seed: Of folds and resamples.
         criterion: Only this criterion.
         pool: Treat all criteria as one.
+        per: Of runs of choices, what log-likelihoods are divided by: ``token``, ``byte`` or ``char``; by nothing unless
+            given.
 
     Returns:
         One row a criterion, lens and layer: ``criterion, lens, layer, layer_index, metric, value, lo, hi, band,
-        n_used, n_total``; NaN where a layer gives every item the same score.
+        n_used, n_total``; NaN where a layer gives every item the same score. With ``per``, a column of that name.
 
     Raises:
         FitError: There is no such band; or as ``compare``.
@@ -218,8 +227,9 @@ def by_layer(
     if band not in BANDS:
         raise FitError(f"no band {band!r}: choose one of {', '.join(BANDS)}")
     settings = Settings(folds, repeats, resamples, level, seed)
-    if _of_choices(runs := named_runs(run)):
-        return layers_of_choices(runs, settings, criterion, band, pool=pool)
+    of_choices, divided = _of_choices(runs := named_runs(run), per)
+    if of_choices:
+        return layers_of_choices(runs, settings, criterion, band, divided or "", pool=pool)
     return _of_layers(run, settings, criterion, lambda study: study.layer_rows(band), pool=pool)
 
 
@@ -233,6 +243,7 @@ def layer_tests(
     seed: int = 0,
     criterion: str | None = None,
     pool: bool = False,
+    per: str | None = None,
 ) -> pd.DataFrame:
     """Test every layer's Spearman, or accuracy, against the last layer's: paired permutation, Holm's correction.
 
@@ -248,16 +259,17 @@ def layer_tests(
         FitError: The run lacks the ``norm`` lens; or as ``compare``.
     """
     settings = Settings(folds, repeats, resamples, level, seed)
-    if _of_choices(runs := named_runs(run)):
-        return layer_tests_of_choices(runs, settings, criterion, pool=pool)
+    of_choices, divided = _of_choices(runs := named_runs(run), per)
+    if of_choices:
+        return layer_tests_of_choices(runs, settings, criterion, divided or "", pool=pool)
     return _of_layers(run, settings, criterion, Study.layer_test_rows, pool=pool)
 
 
-def _of_choices(runs: Mapping[str, RunLike]) -> bool:
-    """Whether runs have choices of their items.
+def _of_choices(runs: Mapping[str, RunLike], per: str | None) -> tuple[bool, Per | None]:
+    """Whether runs have choices of their items, and what log-likelihoods are divided by.
 
     Raises:
-        FitError: Some have, and others have the labels of a scale.
+        FitError: Some have, and others have the labels of a scale; or nothing can be divided like that.
     """
     kinds = {name: has_choices(run) for name, run in runs.items()}
     if len(set(kinds.values())) > 1:
@@ -265,7 +277,8 @@ def _of_choices(runs: Mapping[str, RunLike]) -> bool:
         raise FitError(
             f"{names[True]} has choices of its items and {names[False]} the labels of a scale: compare runs of one kind"
         )
-    return any(kinds.values())
+    of_choices = any(kinds.values())
+    return of_choices, read_per(per, of_choices=of_choices)
 
 
 def _of_layers(

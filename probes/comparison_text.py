@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from probes.choices.length import per_note
 from probes.comparison import _plain, _signed, _with_interval
 from probes.intervals import Interval
 
@@ -90,6 +91,9 @@ def footnote(found: Comparison) -> str:
     lines = [protocol_line(folds[-1], settings["repeats"], settings["resamples"], found.level, found.metric)]
     labels = "human scores" if found.metric == "spearman" else "labelled items"
     lines.append(f"Labels: {labels} that the fit of a fold sees.")
+    if "per" in found.by_layer:
+        per = next(filter(None, found.by_layer["per"]))
+        lines.append(per_note(per).strip())
     lines += [_items(found, criterion) for criterion in found.criteria]
     if found.baseline is not None:
         n_tests = int(found.table["n_tests"].max())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from probes.choice_tokens import choices_after_reasoning, choices_behind
+from probes.choice_tokens import CHOICE_TOKENS, choices_after_reasoning, choices_behind, told_apart
 from probes.choices.table import ChoiceTable
 from probes.decoding import Condition, Decoding
 from probes.errors import ItemError, ScoreTokenError
@@ -278,10 +278,16 @@ class Judge:
             raise ItemError(f"item {item.id!r} has no choices; give it some, or the judge a scale such as 1..5")
         separator = self.template.answer_separator
         if self.condition == "reasoning":
-            return prompt, choices_after_reasoning(
+            tokens = choices_after_reasoning(
                 self.tokenizer, item, separator, control_tokens=self.template.control_tokens
             )
-        return choices_behind(self.tokenizer, prompt, item, separator)
+        else:
+            prompt, tokens = choices_behind(self.tokenizer, prompt, item, separator)
+        if item.is_free_text:
+            return prompt, tokens  # nothing is chosen: the likelihood of the whole text is what counts
+        # What a model writes itself starts where the prompt ends, not behind what the choices start in.
+        lead, tokens = told_apart(tokens, lead=self.condition == "direct")
+        return replace(prompt, token_ids=(*prompt.token_ids, *lead)), tokens
 
     def _shown(self, items: Items | Sequence[Item]) -> Iterator[tuple[Item, Item]]:
         """Items as their prompts show them, behind what they are: pairs once in each order."""
@@ -378,6 +384,8 @@ class Judge:
             "decoding": self.decoding.to_dict() if self.decoding else None,
             "dtype": self.dtype,
             "capture_mode": CAPTURE_MODE,
+            # Only with choices, which leaves the hashes of all other judges as they are.
+            **({} if self.scale.has_labels else {"choice_tokens": CHOICE_TOKENS}),
         }
 
     def digest(self) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,6 +111,61 @@ def test_probabilities_among_choices_sum_to_one() -> None:
     normed = m.normalize(LOG_PROBS, OFFSETS)
     np.testing.assert_allclose(np.add.reduceat(np.exp(normed), OFFSETS[:-1]), 1)
     assert m.ece(normed, SCORES, OFFSETS) == pytest.approx(m.ece(LOG_PROBS, SCORES, OFFSETS))
+
+
+def test_normalizing_twice_changes_no_bit_and_ties_stay_ties() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        counts = rng.integers(1, 6, 4)
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        values = rng.choice([-700.0, -31.7, -2.3, -0.9, -0.1], offsets[-1]) + rng.choice([0.0, -1e-3], offsets[-1])
+        once = m.normalize(values, offsets)
+        assert once.tobytes() == m.normalize(once, offsets).tobytes()
+        np.testing.assert_array_equal(m.normalize(values, offsets)[:, None] == once, once[:, None] == once)
+        for start, stop in pairwise(offsets.tolist()):
+            own, ours = values[start:stop], once[start:stop]
+            np.testing.assert_array_equal(own == own.max(), ours == ours.max())
+    assert m.normalize(np.array([-np.inf, -1.0]), np.array([0, 2])).tolist() == [-np.inf, 0.0]
+
+
+def tied_items(n_items: int, **about: Any) -> Items:
+    items = [
+        Item(f"t/{k}", {"prompt": f"p{k}"}, criterion="t", choices=("a", "b", "c"), choice_scores=(1.0, 0.0, 0.0))
+        for k in range(n_items)
+    ]
+    fields = {"metrics": ["multiple_choice_grade"], "preferred_score": "multiple_choice_grade", **about}
+    return Items(items, about={"t": fields})
+
+
+def test_a_tie_is_broken_by_the_normalized_values_as_published_whatever_is_passed() -> None:
+    """The published code hashes values less their log-sum-exp, or as they are with absolute_normalization."""
+    log_probs = np.random.default_rng(1).choice([-0.5, -1.5, -2.5], (40, 3)) - 5
+    for absolute in (False, True):
+        items = tied_items(40, absolute_normalization=absolute)
+        expected = []
+        for row in log_probs:
+            hashed = row if absolute else row - (row.max() + np.log(np.exp(row - row.max()).sum()))
+            best = np.flatnonzero(hashed == hashed.max())
+            expected.append(float(best[int(hashlib.sha256(hashed.tobytes()).hexdigest(), 16) % len(best)] == 0))
+        given = [log_probs.ravel()]
+        given += [] if absolute else [m.normalize(log_probs.ravel(), np.arange(0, 121, 3))]
+        for one in given:
+            table = score_choices(items, one, tasks=stored_tasks(items)).set_index("metric")
+            assert table.loc["multiple_choice_grade", "value"] == pytest.approx(np.mean(expected))
+
+
+def test_of_errors_the_smallest_is_normalized_to_100() -> None:
+    items = tied_items(10)
+    metrics = ["calibration_multiple_choice_brier_score", "expected_calibration_error"]
+    for right, value in ((0, 100), (1, pytest.approx(100 * (1 - 2 / 3), abs=1))):
+        log_probs = np.full((10, 3), -50.0)
+        log_probs[:, right] = 0.0
+        table = score_choices(items, log_probs.ravel(), metrics, tasks=stored_tasks(items)).set_index("metric")
+        assert table.loc[metrics[0], "normalized"] == value
+        assert table.loc[metrics[1], "normalized"] == pytest.approx(100 if right == 0 else 0)
+        assert table.loc[metrics, "low"].tolist() == [1, 1]
+        assert table.loc[metrics, "high"].tolist() == [0, 0]
+    assert normalized(0.2, 1, 0) == pytest.approx(80)
 
 
 def test_choices_that_do_not_fit_are_refused() -> None:

@@ -27,6 +27,7 @@ from probes.store.writer import RunWriter
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from probes.choices.table import ChoiceTable
     from probes.items import Items
     from probes.judge import Judge
     from probes.store.run import Run
@@ -196,6 +197,30 @@ def _relensed(run: Run, lenses: tuple[str, ...], before: disk.State, *, compress
     return run
 
 
+def _report_choices(run: Run, choices: ChoiceTable) -> None:
+    """Say how likely the model is to give one of the choices, where there is anything to choose."""
+    of_choice = np.array([not item.is_free_text for item in run.items], dtype=bool) & (run.item_status == Status.OK)
+    if not of_choice.any():
+        return
+    tokens = np.add.reduceat(choices.n_tokens, choices.offsets[:-1]) / choices.counts
+    held = run.final_mass[of_choice].astype(np.float64)
+    mass, length = float(held.mean()), tokens[of_choice]
+    # The probability of a long text is small whoever says it. What float32 cannot hold is taken for the least it can.
+    smallest = float(np.finfo(np.float32).smallest_subnormal)
+    a_token = float((np.maximum(held, smallest) ** (1 / length)).mean())
+    apart = f" ({a_token:.3f} a token)" if (length > 1).any() else ""
+    if a_token >= LOW_MASS:
+        logger.info("the choices hold %.3f of the probability of all answers at the last layer%s", mass, apart)
+        return
+    logger.warning(
+        "the choices hold only %.3f of the probability of all answers at the last layer%s: the model would rather say "
+        "something else; put worked examples or a list of the choices into the prompt, or correct what stands between "
+        "prompt and choice (the template's separator)",
+        mass,
+        apart,
+    )
+
+
 def _report(run: Run) -> None:
     """Say what was not captured, and whether the judge answers in its scale at all."""
     for status in Status:
@@ -214,10 +239,10 @@ def _report(run: Run) -> None:
     captured = run.status == Status.OK
     if not captured.any():
         return
-    mass = float(np.mean(run.final_mass[captured]))
-    if not run.scale.has_labels:
-        logger.info("the choices hold %.3f of the probability of all answers at the last layer", mass)
+    if run.choices is not None:
+        _report_choices(run, run.choices)
         return
+    mass = float(np.mean(run.final_mass[captured]))
     logger.info("the scale holds %.2f of the vocabulary's probability at the last layer", mass)
     if mass < LOW_MASS:
         logger.warning(

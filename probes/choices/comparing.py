@@ -12,11 +12,13 @@ from probes.across import Reference, add_differences, combine, run_rows, stacked
 from probes.artefact import FittedJudge, artefact
 from probes.choices.evidence import ChoiceEvidence, metric_interval
 from probes.choices.judges import DEFAULT_JUDGES, ChoiceJudge, get_choice_judge
+from probes.choices.layers import free_text_rows, layer_rows, named, said_per
+from probes.choices.length import layers_per, length_notes, per_note
 from probes.choices.metrics import METRICS, grades
 from probes.choices.parts import ChoicePart, choice_data, choice_parts
 from probes.choices.published import published
 from probes.choices.shape import shape_rows
-from probes.choices.study import ChoiceStudy, free_text_rows, layer_rows, named
+from probes.choices.study import ChoiceStudy
 from probes.comparison import Comparison
 from probes.errors import FitError
 from probes.evidence import BASELINES
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from probes.aggregate import Aggregator
+    from probes.choices.data import Per
     from probes.choices.fitted import ChoiceScores
     from probes.matching import Matched
     from probes.protocol import Settings
@@ -49,6 +52,7 @@ def compare_choices(
     *,
     pool: bool,
     extract: Extract | None = None,
+    per: Per | None = None,
 ) -> Comparison:
     """What ``probes.compare`` does with runs of choices."""
     reference = Reference.read(baseline, runs, get_choice_judge)
@@ -59,7 +63,8 @@ def compare_choices(
     every = shown | {name: get_choice_judge(name) for name in ("final", *BASELINES) if name not in shown}
     if reference is not None:
         every.setdefault(reference.judge, get_choice_judge(reference.judge))
-    found, matched = _studies(runs, every, settings, criterion, pool=pool)
+    divided, notes = layers_per(list(shown.values()), per)
+    found, matched = _studies(runs, every, settings, criterion, pool=pool, per=divided)
     rows = run_rows(runs, matched)
     each = {
         name: _comparison(
@@ -71,6 +76,8 @@ def compare_choices(
             [row for row in rows if row["run"] == name],
             criterion,
             extract,
+            divided,
+            notes,
         )
         for name, of in found.items()
     }
@@ -84,25 +91,36 @@ def compare_choices(
 
 
 def layers_of_choices(
-    runs: Mapping[str, RunLike], settings: Settings, criterion: str | None, band: str, *, pool: bool
+    runs: Mapping[str, RunLike], settings: Settings, criterion: str | None, band: str, per: Per, *, pool: bool
 ) -> pd.DataFrame:
     """What ``probes.by_layer`` does with runs of choices."""
 
     def rows(run: RunLike, studies: Sequence[ChoiceStudy], parts: Sequence[ChoicePart]) -> list[dict[str, Any]]:
         return _layer_rows(run, studies, parts, settings, band)
 
-    return _of_layers(runs, settings, criterion, rows, pool=pool)
+    return _of_layers(runs, settings, criterion, rows, per, pool=pool)
 
 
 def layer_tests_of_choices(
-    runs: Mapping[str, RunLike], settings: Settings, criterion: str | None, *, pool: bool
+    runs: Mapping[str, RunLike], settings: Settings, criterion: str | None, per: Per, *, pool: bool
 ) -> pd.DataFrame:
     """What ``probes.layer_tests`` does with runs of choices."""
 
     def rows(_: RunLike, studies: Sequence[ChoiceStudy], _parts: Sequence[ChoicePart]) -> list[dict[str, Any]]:
         return [row for study in studies for row in study.layer_test_rows()]
 
-    return _of_layers(runs, settings, criterion, rows, pool=pool)
+    return _of_layers(runs, settings, criterion, rows, per, pool=pool)
+
+
+def notes_on_layers(runs: Mapping[str, RunLike], criterion: str | None, per: Per, *, pool: bool) -> list[str]:
+    """What must be known about layers of runs of choices: what they are divided by, and whether they go by length."""
+    parts = match(runs, criterion, pool=pool).parts
+    notes = [per_note(per).strip()] if per else []
+    for name, of in parts.items():
+        for part in of:
+            of_what = [name] * (len(runs) > 1) + [part.criterion] * (len(of) > 1)
+            notes += [": ".join([*of_what, note]) for note in length_notes(part, per)]
+    return notes
 
 
 def fit_choices(
@@ -147,6 +165,7 @@ def _studies(
     criterion: str | None,
     *,
     pool: bool,
+    per: Per,
 ) -> tuple[dict[str, list[ChoiceStudy]], Matched]:
     """A study of every task of every run that has anything to choose, on the same items and in the same folds."""
     for run in runs.values():
@@ -159,7 +178,7 @@ def _studies(
 
     def study(name: str, place: int, like: ChoiceStudy | None = None) -> ChoiceStudy:
         part = matched.parts[name][place]
-        return ChoiceStudy(runs[name], part, judges, settings, None if like is None else like.folds)
+        return ChoiceStudy(runs[name], part, judges, settings, None if like is None else like.folds, per)
 
     found = {first: [study(first, place) for place in places]}
     for name in others:
@@ -176,11 +195,16 @@ def _comparison(
     rows: list[dict[str, Any]],
     criterion: str | None,
     extract: Extract | None,
+    per: Per,
+    notes: Sequence[str],
 ) -> Comparison:
     """What the studies of one run found."""
     several = len(studies) > 1
     names = [judge.spec for judge in shown]
-    notes = [(f"{study.part.criterion}: " if several else "") + note for study in studies for note in study.warnings]
+    notes = [
+        *notes,
+        *((f"{study.part.criterion}: " if several else "") + note for study in studies for note in study.warnings),
+    ]
     notes += [
         f"{part.criterion}: all {part.n_total} items have free text for an answer; only by_layer has them"
         for part in parts
@@ -189,7 +213,7 @@ def _comparison(
     evidence = {study.part.criterion: study.evidence for study in studies}
     if several:
         evidence[MACRO] = ChoiceEvidence.macro([study.evidence for study in studies])
-    by_layer = pd.DataFrame(_layer_rows(run, studies, parts, settings, "pointwise"))
+    by_layer = said_per(pd.DataFrame(_layer_rows(run, studies, parts, settings, "pointwise")), per)
     nothing = pd.DataFrame()
     return Comparison(
         **shared_fields(studies, names, settings),
@@ -204,8 +228,8 @@ def _comparison(
         evidence=evidence,
         runs=pd.DataFrame(rows),
         metric="accuracy",
-        stability=pd.DataFrame([row for study in studies for row in study.stable_rows()]),
-        shape=pd.DataFrame(shape_rows(by_layer)),
+        stability=said_per(pd.DataFrame([row for study in studies for row in study.stable_rows()]), per),
+        shape=said_per(pd.DataFrame(shape_rows(by_layer)), per),
         published=published(run, criterion, extract),
     )
 
@@ -309,9 +333,12 @@ def _of_layers(
     settings: Settings,
     criterion: str | None,
     rows: Callable[[RunLike, Sequence[ChoiceStudy], Sequence[ChoicePart]], list[dict[str, Any]]],
+    per: Per,
     *,
     pool: bool,
 ) -> pd.DataFrame:
-    found, matched = _studies(runs, {}, settings, criterion, pool=pool)
-    tables = {name: pd.DataFrame(rows(runs[name], of, matched.parts[name])) for name, of in found.items()}
+    found, matched = _studies(runs, {}, settings, criterion, pool=pool, per=per)
+    tables = {
+        name: said_per(pd.DataFrame(rows(runs[name], of, matched.parts[name])), per) for name, of in found.items()
+    }
     return next(iter(tables.values())) if len(tables) == 1 else stacked(tables)

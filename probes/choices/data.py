@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -14,9 +14,11 @@ from probes.errors import FitError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# What a log-likelihood may be divided by.
-Per = Literal["", "token", "byte"]
-PERS: Final[tuple[Per, ...]] = ("", "token", "byte")
+# What a log-likelihood may be divided by: the number of scored tokens, or of bytes or characters of the choice's text.
+Per = Literal["", "token", "byte", "char"]
+PERS: Final[tuple[Per, ...]] = get_args(Per)
+# The same in words.
+PER_WORDS: Final[Mapping[str, str]] = {"token": "token", "byte": "byte", "char": "character"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +82,9 @@ class ChoiceData:
         values = self.logprob.astype(np.float64)
         if not per:
             return values
-        # Bytes of the choice itself, without what stands in front of it, as evaluation harnesses count them.
-        length = self.n_tokens if per == "token" else np.array([len(label.encode()) for label in self.labels])
+        # The text of the choice itself, without what stands in front of it, as evaluation harnesses measure it.
+        texts: Sequence[str | bytes] = [label.encode() for label in self.labels] if per == "byte" else self.labels
+        length = self.n_tokens if per == "token" else np.array([len(text) for text in texts])
         return np.asarray(values / np.maximum(length, 1)[:, None])
 
     def layer_index(self, layer: str) -> int:
@@ -95,3 +98,23 @@ class ChoiceData:
                 f"there is no layer {layer!r}: choose one of {self.layers[0]}, {self.layers[1]} .. {self.layers[-1]}"
             )
         return self.layers.index(layer)
+
+
+def read_per(per: str | None, *, of_choices: bool = True) -> Per | None:
+    """What log-likelihoods are to be divided by, as it was asked for.
+
+    Args:
+        per: What was asked for.
+        of_choices: Whether what is read has choices of its items.
+
+    Raises:
+        FitError: There is no such length, or nothing that has one.
+    """
+    if per is None:
+        return None
+    if not of_choices:
+        raise FitError("per is about choices of items, and the run has the labels of a scale: leave it out (--per)")
+    for known in PERS:
+        if per == known:
+            return known
+    raise FitError(f"per is {per!r}: choose one of {', '.join(filter(None, PERS))} (--per)")

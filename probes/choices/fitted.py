@@ -52,7 +52,8 @@ class FittedChoices:
         name: Name of the judge, with its argument and settings.
         lens: Lens of the log-likelihoods that it was fitted on, and the only one that it accepts.
         layers: Their layer labels.
-        form: What ``params`` mean. ``per`` is what log-likelihoods are divided by: nothing, ``token`` or ``byte``.
+        form: What ``params`` mean. ``per`` is what log-likelihoods are divided by: nothing, ``token``, ``byte`` or
+            ``char``.
             ``choice-mixture``: ``weights [layer]`` mix the log-likelihoods, then softmax over the choices;
             ``choice-prob-mixture``: ``weights`` mix the layers' distributions. ``choice-logit``: the utility of a
             choice is ``coef`` times the columns over their ``spread``: log-likelihoods of ``columns [layer index]``,
@@ -157,7 +158,7 @@ class FittedChoices:
             shapes = {"coef": n_columns_of(params["recipe"])}
         else:
             if params["per"] not in PERS:
-                raise ValueError("per is neither token nor byte")
+                raise ValueError(f"per is none of {', '.join(filter(None, PERS))}")
             shapes = {"weights": n_layers}
         if self.form == "choice-logit":
             columns, labels = np.asarray(params["columns"]), params["labels"]

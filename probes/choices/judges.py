@@ -1,8 +1,8 @@
 """Judges of choices, by name: from the log-likelihoods of all layers to one answer an item.
 
-They bear the names of the judges of scores (``probes.aggregate``) whose idea they share. ``per_token=1`` or
-``per_byte=1`` divides log-likelihoods by the length of the choice first: ``final:per_byte=1`` is what evaluation
-harnesses call ``acc_norm``.
+They bear the names of the judges of scores (``probes.aggregate``) whose idea they share. ``per_token=1``,
+``per_byte=1`` or ``per_char=1`` divides log-likelihoods by the length of the choice first. What evaluation harnesses
+call ``acc`` is ``final``, ``acc_norm`` is ``final:per_char=1`` and ``acc_bytes`` is ``final:per_byte=1``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Float, Shaped
 
 from probes.aggregate import MIN_FIT, Aggregator
 from probes.choices.columns import logit_columns, shared_labels
-from probes.choices.data import ChoiceData, Per
+from probes.choices.data import PERS, ChoiceData, Per
 from probes.choices.fitted import ChoiceForm, FittedChoices
 from probes.choices.logit import LogitFit, fit_logit, within_spread
 from probes.choices.metrics import grades, shares
@@ -43,6 +43,8 @@ DEFAULT_JUDGE: Final = "slope-ridge"
 # A layer among many is chosen on this many items at most.
 _CHOICE_ITEMS: Final = 1000
 
+_PER: Final[Mapping[str, Per]] = {f"per_{per}": per for per in PERS if per}
+
 _Groups = Shaped[np.ndarray, " item"]
 _Found = tuple[ChoiceForm, dict[str, Any], dict[str, Any]]
 _Fit = Callable[["ChoiceJudge", ChoiceData, _Groups], _Found]
@@ -64,7 +66,7 @@ class Kind:
     needs_labels: bool
     multi_layer: bool = False
     argument: bool = False
-    options: Mapping[str, float] = field(default_factory=lambda: {"per_token": 0.0, "per_byte": 0.0})
+    options: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(_PER, 0.0))
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,7 @@ class ChoiceJudge:
     @property
     def per(self) -> Per:
         """What log-likelihoods are divided by."""
-        if self.options.get("per_token"):
-            return "token"
-        return "byte" if self.options.get("per_byte") else ""
+        return next((per for option, per in _PER.items() if self.options.get(option)), "")
 
     @property
     def label(self) -> str:
@@ -292,8 +292,8 @@ def get_choice_judge(spec: str | Aggregator | ChoiceJudge) -> ChoiceJudge:
             raise FitError(f"{base} needs a layer: write {base}:12 or {base}:embed")
         argument = parts.pop(0)
     options = {**kind.options, **_settings(base, parts, kind)}
-    if all(options.get(option) for option in ("per_token", "per_byte")):
-        raise FitError(f"{base}: divide by tokens or by bytes, not by both")
+    if sum(bool(options.get(option)) for option in _PER) > 1:
+        raise FitError(f"{base}: divide by tokens or by bytes or by characters, by one of them only")
     full = f"{base}:{argument}" if argument else base
     return ChoiceJudge(full, lens or "norm", kind.needs_labels, kind.multi_layer, options)
 

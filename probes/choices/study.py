@@ -10,13 +10,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from probes.artefact import FittedJudge, artefact
-from probes.choices.evidence import ChoiceEvidence, Resampled, mean_of_repeats, metric_interval
+from probes.choices.evidence import ChoiceEvidence, Resampled, mean_of_repeats
 from probes.choices.held_out import HeldOut, held_out, stable_from
-from probes.choices.metrics import METRICS, N_BINS, brier_sums, chance, confidence_gaps, grades, nlls, shares
-from probes.choices.ragged import first_largest, largest, log_softmax, spread, sums
+from probes.choices.layers import layer_rows, named
+from probes.choices.length import length_notes
+from probes.choices.metrics import N_BINS, brier_sums, chance, confidence_gaps, grades, nlls, shares
+from probes.choices.ragged import first_largest, largest, log_softmax, sums
 from probes.errors import FitError
 from probes.found import weight_rows
-from probes.intervals import Interval, simultaneous
 from probes.permutation import holm, n_permutations
 from probes.protocol import Folds, Settings, make_folds
 from probes.runlike import where
@@ -24,15 +25,13 @@ from probes.runlike import where
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from probes.choices.data import Per
     from probes.choices.fitted import FittedChoices
     from probes.choices.judges import ChoiceJudge
     from probes.choices.parts import ChoicePart
     from probes.runlike import RunLike
 
 _FEW_GROUPS: Final = 20
-# Metrics of every layer; the last is of items whose answer is free text.
-LAYER_METRICS: Final = (*METRICS, "stable")
-FREE_TEXT: Final = "log_likelihood"
 
 
 class Scored(NamedTuple):
@@ -62,6 +61,7 @@ class ChoiceStudy:
         judges: By name.
         settings: How it is carried out.
         folds: Folds that another study of the same items has made; made anew unless given.
+        per: What log-likelihoods of layers are divided by; judges say it for themselves.
     """
 
     def __init__(
@@ -71,10 +71,11 @@ class ChoiceStudy:
         judges: Mapping[str, ChoiceJudge],
         settings: Settings,
         folds: Folds | None = None,
+        per: Per = "",
     ) -> None:
         if not len(part):
             raise FitError(f"no item of {where(run)} has an answer to compare with: {part.without}")
-        self.part, self._run, self._settings, self._judges = part, run, settings, judges
+        self.part, self._run, self._settings, self._judges, self._per = part, run, settings, judges, per
         self.folds = folds or make_folds(part.strata, part.groups, settings.folds, settings.repeats, settings.seed)
         # Tasks are resampled apart from each other, so that their means may be averaged; of each the same whatever
         # others there are.
@@ -142,7 +143,7 @@ class ChoiceStudy:
             stuck = sum(one.notes.get("converged") is False for one in found.fits)
             if stuck:
                 notes.append(f"{spec} stopped before it converged in {stuck} of {total} folds")
-        return notes
+        return notes + length_notes(part, self._per)
 
     def replicates(self, spec: str) -> dict[str, Float[np.ndarray, " resample"]]:
         """Every metric of a judge, on the sample and on resamples."""
@@ -174,7 +175,7 @@ class ChoiceStudy:
         """Every metric of every layer on its own, by lens."""
         found = {}
         for lens, data in self.part.data.items():
-            logp = log_softmax(data.divided(""), data.offsets)
+            logp = log_softmax(data.divided(self._per), data.offsets)
             metrics = self._metrics(self._score(logp), together=False)
             stable = self.stable[lens][:, None] <= np.arange(len(data.layers))
             found[lens] = metrics | {"stable": self.resampled.mean(stable.astype(np.float64))}
@@ -185,13 +186,13 @@ class ChoiceStudy:
         """The layer from which on each item's answer is that of the last layer, by lens."""
         found = {}
         for lens, data in self.part.data.items():
-            found[lens] = stable_from(first_largest(data.divided(""), data.offsets))
+            found[lens] = stable_from(first_largest(data.divided(self._per), data.offsets))
         return found
 
     def layer_evidence(self, lens: str) -> ChoiceEvidence:
         """The layers of a lens as judges, by their label."""
         data = self.part.data[lens]
-        grade = grades(log_softmax(data.divided(""), data.offsets), data.scores, data.offsets)
+        grade = grades(log_softmax(data.divided(self._per), data.offsets), data.scores, data.offsets)
         return ChoiceEvidence.gather(
             {layer: grade[None, :, index] for index, layer in enumerate(data.layers)},
             self.part.groups,
@@ -323,76 +324,3 @@ class ChoiceStudy:
             for spec in names
             if spec in self._full
         }
-
-
-def free_text_rows(run: RunLike, part: ChoicePart, settings: Settings, band: str = "pointwise") -> list[dict[str, Any]]:
-    """Rows of the table of layers for items whose answer is free text: mean log-likelihood of the right answers.
-
-    Of an item with several, that of all of them together, as ``probes.tasks.metrics`` has it.
-    """
-    rows = []
-    for lens, data in part.free_text.items():
-        if not len(data):
-            continue
-        logprob = data.divided("")
-        top = largest(logprob, data.offsets)
-        of_items = top + np.log(sums(np.exp(logprob - spread(top, data.offsets)), data.offsets))
-        found = Resampled(part.free_groups, settings.resamples, settings.seed).mean(of_items)
-        rows += layer_rows(
-            part.criterion,
-            lens,
-            run.layers,
-            FREE_TEXT,
-            found,
-            len(np.unique(part.free_groups)),
-            settings.level,
-            band,
-            float("nan"),
-            (len(data), part.n_total),
-        )
-    return rows
-
-
-def layer_rows(
-    criterion: str,
-    lens: str,
-    layers: Sequence[str],
-    metric: str,
-    replicates: Float[np.ndarray, "layer resample"],
-    n_groups: int,
-    level: float,
-    band: str,
-    at_random: float,
-    counts: tuple[int, int],
-) -> list[dict[str, Any]]:
-    """Rows of one metric of every layer."""
-    if band == "simultaneous" and metric in ("accuracy", "stable"):
-        found = [
-            Interval((1 + one.value) / 2, (1 + one.lo) / 2, (1 + one.hi) / 2)
-            for one in simultaneous(2 * replicates - 1, n_groups, level)
-        ]
-    else:
-        band = "pointwise"
-        found = [metric_interval(metric, row, n_groups, level) for row in replicates]
-    return [
-        {
-            "criterion": criterion,
-            "lens": lens,
-            "layer": layer,
-            "layer_index": index,
-            "metric": metric,
-            "value": one.value,
-            "lo": one.lo,
-            "hi": one.hi,
-            "band": band,
-            "chance": at_random,
-            "n_used": counts[0],
-            "n_total": counts[1],
-        }
-        for index, (layer, one) in enumerate(zip(layers, found, strict=True))
-    ]
-
-
-def named(name: str, estimate: Interval) -> dict[str, float]:
-    """An estimate with its interval, as columns."""
-    return {name: estimate.value, f"{name}_lo": estimate.lo, f"{name}_hi": estimate.hi}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from probes.choices.data import PER_WORDS
 from probes.errors import FigureError
 from probes.figures.lettering import distinct, letters
 from probes.figures.style import (
@@ -263,6 +264,8 @@ def _caption(rows: pd.DataFrame, series: Mapping[str, _Series], names: Mapping[s
     drawn = rows[np.isfinite(value)]
     used, total = span(drawn["n_used"]), span(drawn["n_total"])
     parts = [f"n = {used} of {total} items"]
+    if "per" in drawn and (per := next(filter(None, drawn["per"]), "")):
+        parts.append(f"log-likelihoods per {PER_WORDS[per]}")
     if "run" in rows and rows["run"].nunique() > 1 and rows["lens"].nunique() == 1:
         parts.append(f"{rows['lens'].iloc[0]} lens")
     if np.isfinite(drawn[["lo", "hi"]].to_numpy(dtype=np.float64, na_value=np.nan)).any():

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from probes.choices.data import Per
     from probes.comparison import Comparison
     from probes.runlike import RunLike
-
 
 _OF_LABELS: Final = "it is about the labels of a scale, and items of the run have choices of their own"
 
@@ -51,6 +51,7 @@ class Material:
         items: Ids of the items that are looked at one by one; the first that was captured unless given.
         criterion: Only items of this criterion.
         seed: Of folds, label draws and resamples.
+        per: What log-likelihoods of layers are divided by, where items have choices; as the judges do unless given.
     """
 
     runs: Mapping[str, RunLike]
@@ -58,6 +59,7 @@ class Material:
     items: Sequence[str] = ()
     criterion: str | None = None
     seed: int = 0
+    per: str | None = None
 
     @property
     def run(self) -> RunLike:
@@ -99,7 +101,25 @@ class Material:
 
         self.check_scores()
         runs = dict(self.runs) if len(self.runs) > 1 else next(iter(self.runs.values()))
-        return compare(runs, self.judges, seed=self.seed, criterion=self.criterion)
+        return compare(runs, self.judges, seed=self.seed, criterion=self.criterion, per=self.per)
+
+    @cached_property
+    def divided(self) -> tuple[Per, str]:
+        """What log-likelihoods of layers are divided by, and why not as the judges do; empty for labels of a scale.
+
+        Raises:
+            FitError: There is no such length or judge.
+        """
+        from probes.choices.data import read_per
+        from probes.choices.judges import get_choice_judge
+        from probes.choices.length import layers_per
+
+        of_choices = any(map(has_choices, self.runs.values()))
+        asked = read_per(self.per, of_choices=of_choices)
+        if not of_choices:
+            return "", ""
+        per, notes = layers_per([get_choice_judge(judge) for judge in self.judges or ()], asked)
+        return per, "".join(notes)
 
     def check_scores(self) -> None:
         """Refuse runs without human scores.
@@ -287,7 +307,9 @@ def _item(material: Material) -> _Figures:
         ids = [run.ids[int(np.flatnonzero(there)[0])]]
     for item in ids:
         if has_choices(run):
-            figure = figures.item(tables.item_choices(run, item, _lens(run)), prompt=tables.prompt_text(run, item))
+            figure = figures.item(
+                tables.item_choices(run, item, _lens(run), material.divided[0]), prompt=tables.prompt_text(run, item)
+            )
             yield item if len(ids) > 1 else "", figure
             continue
         human = run.scale.to_value(np.asarray(run.human, dtype=np.float64)[tables.item_row(run, item)])

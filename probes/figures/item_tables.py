@@ -50,32 +50,37 @@ def item_distributions(run: RunLike, item: str, lens: str = "norm") -> pd.DataFr
     )
 
 
-def item_choices(run: RunLike, item: str, lens: str = "norm") -> pd.DataFrame:
+def item_choices(run: RunLike, item: str, lens: str = "norm", per: str = "") -> pd.DataFrame:
     """What every layer would answer to one item of a run of choices, for ``probes.figures.item``.
 
     Args:
         run: The run.
         item: Id of the item.
         lens: Lens whose log-likelihoods are read.
+        per: What they are divided by: ``token``, ``byte`` or ``char``; by nothing unless given.
 
     Returns:
         The columns of ``item_distributions``; ``label`` is the text of a choice, with ``(right)`` behind it where no
-        other is worth more, ``label_value`` its place, the first at the top, and ``score`` is missing.
+        other is worth more, ``label_value`` its place, the first at the top, and ``score`` is missing. With ``per``, a
+        column of that name.
 
     Raises:
-        FitError: There is no such item or lens, or the item has no reading.
+        FitError: There is no such item, lens or length, or the item has no reading.
     """
+    from probes.choices.data import read_per
+    from probes.choices.layers import said_per
     from probes.choices.parts import choice_data
     from probes.choices.ragged import softmax as of_items
 
+    divided = read_per(per) or ""
     data = choice_data(run, lens).select(np.array([item_row(run, item)]))
     if not data.usable.all():
         raise FitError(f"{where(run)} has no reading of the item {item!r}: choose one that was captured")
-    probs = of_items(data.divided(""), data.offsets).T
+    probs = of_items(data.divided(divided), data.offsets).T
     right = (data.scores == data.scores.max()) & (data.scores > data.scores.min())
     names = [f"{label} (right)" if is_right else label for label, is_right in zip(data.labels, right, strict=True)]
     n_layers, n_choices = probs.shape
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "item": item,
             "lens": lens,
@@ -87,6 +92,7 @@ def item_choices(run: RunLike, item: str, lens: str = "norm") -> pd.DataFrame:
             "score": np.nan,
         }
     )
+    return said_per(table, divided)
 
 
 def item_row(run: RunLike, item: str) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from matplotlib import patheffects
 
+from probes.choices.data import PER_WORDS
 from probes.errors import FigureError
 from probes.figures.lettering import letters
 from probes.figures.maps import COLORS
@@ -167,6 +168,8 @@ def _marks(table: pd.DataFrame, raters: np.ndarray, score: np.ndarray, names: di
     parts = [f"item {letters(table['item'].iloc[0], 36)}"]
     if "lens" in table:
         parts.append(f"{letters(table['lens'].iloc[0], 16)} lens")
+    if "per" in table:
+        parts.append(f"log-likelihoods per {PER_WORDS[table['per'].iloc[0]]}")
     if np.isfinite(score[-1]):
         parts.append(f"layer {list(names.values())[-1]}: {score[-1]:.2f}")
     if len(raters):

@@ -15,6 +15,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from probes.aggregate import DEFAULT_JUDGE, get_aggregator
+from probes.choices.data import read_per
 from probes.errors import FitError
 from probes.kinds import require_run
 from probes.reporting import choices as of_choices
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float
 
+    from probes.choices.data import Per
     from probes.comparison import Comparison
     from probes.runlike import Part
     from probes.store import Run
@@ -92,6 +94,7 @@ def report(
     level: float = 0.95,
     seed: int = 0,
     comparison: Comparison | None = None,
+    per: str | None = None,
 ) -> Path:
     """Write one HTML file that says what was found in a run, and shows every item.
 
@@ -107,13 +110,15 @@ def report(
         level: Coverage of the intervals.
         seed: Of folds, resamples and the sample of items.
         comparison: What ``probes.compare`` found in this run; compared anew unless given.
+        per: Of a run of choices, what log-likelihoods of layers are divided by: ``token``, ``byte`` or ``char``; as the
+            judges do, where they agree, unless given.
 
     Returns:
         The path.
 
     Raises:
-        FitError: A judge or criterion is unknown, ``max_items`` is too small, or the comparison is of several runs or
-            of other items.
+        FitError: A judge, criterion or length is unknown, ``max_items`` is too small, or the comparison is of several
+            runs or of other items.
         RunFileError: The file cannot be written, or the run is damaged.
     """
     require_run(run)
@@ -125,11 +130,16 @@ def report(
     if comparison is not None:  # the command below is to say how that was made
         judges, level = list(dict.fromkeys(comparison.table["judge"])), comparison.level
         resamples, seed = comparison.settings["resamples"], comparison.settings["seed"]
-    arguments: list[str] | None = _arguments(judges, criterion, max_items, resamples, level, seed)
+        per = of_choices.per_of(comparison) if has_choices(run) else per
+    divided = read_per(per, of_choices=has_choices(run))
+    arguments: list[str] | None = _arguments(judges, criterion, max_items, resamples, level, seed, divided)
     if comparison is not None and {comparison.settings[name] for name in ("folds", "repeats")} != {_FOLDS}:
         arguments = None  # the command line has no other folds
     if has_choices(run):
-        _write(path, _page_of_choices(run, judges, comparison, criterion, arguments, max_items, resamples, level, seed))
+        _write(
+            path,
+            _page_of_choices(run, judges, comparison, criterion, arguments, max_items, resamples, level, seed, divided),
+        )
         return path
     chosen, notes = _judges(run, judges)
     if criterion is not None and criterion in run.criteria:
@@ -200,9 +210,12 @@ def _page_of_choices(
     resamples: int,
     level: float,
     seed: int,
+    per: Per | None,
 ) -> str:
     """The page about a run whose items have choices of their own."""
-    found = of_choices.compared(run, of_choices.check_judges(judges), comparison, criterion, resamples, level, seed)
+    found = of_choices.compared(
+        run, of_choices.check_judges(judges), comparison, criterion, resamples, level, seed, per
+    )
     if criterion is not None:
         run = run.select(criterion=criterion)
     sections = [
@@ -216,7 +229,7 @@ def _page_of_choices(
         )
         for section in of_choices.sections(run, found, criterion)
     ]
-    sample, items = of_choices.item_rows(run, max_items, seed)
+    sample, items = of_choices.item_rows(run, max_items, seed, of_choices.per_of(found))
     known = facts(run)
     return _page(
         run=run,
@@ -243,11 +256,18 @@ def _judges(run: Run, judges: Sequence[str] | None) -> tuple[list[str], list[str
 
 
 def _arguments(
-    judges: Sequence[str] | None, criterion: str | None, max_items: int, resamples: int, level: float, seed: int
+    judges: Sequence[str] | None,
+    criterion: str | None,
+    max_items: int,
+    resamples: int,
+    level: float,
+    seed: int,
+    per: Per | None,
 ) -> list[str]:
     """Arguments of ``probes report`` that are not the usual ones."""
     arguments = [part for judge in judges or () for part in ("--judge", judge)]
     arguments += [] if criterion is None else ["--criterion", criterion]
+    arguments += ["--per", per] if per else []
     given = {"max-items": (max_items, MAX_ITEMS), "resamples": (resamples, 1000), "level": (level, 0.95)}
     given["seed"] = (seed, 0)
     return arguments + [part for name, (n, usual) in given.items() if n != usual for part in (f"--{name}", f"{n:g}")]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from probes.choices.comparing import MACRO
+from probes.choices.data import PER_WORDS, read_per
 from probes.choices.held_out import stable_from
 from probes.choices.judges import get_choice_judge
 from probes.choices.parts import choice_data, choice_parts
@@ -22,6 +23,7 @@ from probes.tables import MISSING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from probes.choices.data import Per
     from probes.choices.parts import ChoicePart
     from probes.comparison import Comparison
     from probes.reporting.explorer import Sample
@@ -79,6 +81,7 @@ def compared(
     resamples: int,
     level: float,
     seed: int,
+    per: Per | None = None,
 ) -> Comparison:
     """The comparison that a report is about.
 
@@ -88,13 +91,18 @@ def compared(
     from probes.comparing import compare
 
     if given is None:
-        return compare(run, judges, resamples=resamples, level=level, seed=seed, criterion=criterion)
+        return compare(run, judges, resamples=resamples, level=level, seed=seed, criterion=criterion, per=per)
     for part in choice_parts(run, criterion):
         if len(part) and (
             part.criterion not in given.evidence or len(given.evidence[part.criterion].groups) != len(part)
         ):
             raise FitError(f"the comparison is not one of {run.path}: compare this run, or leave the comparison out")
     return given
+
+
+def per_of(found: Comparison) -> Per:
+    """What log-likelihoods of layers are divided by in a comparison."""
+    return read_per(next(filter(None, found.by_layer["per"]))) or "" if "per" in found.by_layer else ""
 
 
 def sections(run: Run, found: Comparison, criterion: str | None) -> list[dict[str, Any]]:
@@ -125,17 +133,17 @@ def _counts(parts: Sequence[ChoicePart]) -> list[tuple[str, int]]:
     return [(name, count) for name, count in counts.items() if count or name == "used"]
 
 
-def item_rows(run: Run, most: int, seed: int) -> tuple[Sample, pd.DataFrame]:
+def item_rows(run: Run, most: int, seed: int, per: Per = "") -> tuple[Sample, pd.DataFrame]:
     """Items with what the last layer answers, and since which layer: all, or those furthest off and some others."""
     data = choice_data(run, shown_lens(run))
     usable = np.flatnonzero(data.usable)
     known = data.select(usable)
-    last = softmax(known.divided("")[:, -1], known.offsets)
+    last = softmax(known.divided(per)[:, -1], known.offsets)
     right = known.scores == np.repeat(largest(known.scores, known.offsets), known.counts)
     off = np.full(len(data), np.nan)
     off[usable] = 1 - np.add.reduceat(np.where(right, last, 0.0), known.offsets[:-1]) if len(usable) else off[usable]
     sample = choose(off, most, seed)
-    chosen = first_largest(known.divided(""), known.offsets)
+    chosen = first_largest(known.divided(per), known.offsets)
     since = stable_from(chosen) if len(usable) else np.zeros(0, dtype=np.int64)
     sure = largest(last, known.offsets)
     place = {row: number for number, row in enumerate(usable.tolist())}
@@ -151,7 +159,7 @@ def item_rows(run: Run, most: int, seed: int) -> tuple[Sample, pd.DataFrame]:
                 "item": item.id,
                 "question": _short(item.fields.get("input") or "\n".join(item.fields.values())),
                 "right answer": _short(" | ".join(answers)) or MISSING,
-                "last layer says": MISSING if said is None else _short(said),
+                f"last layer says{f', per {PER_WORDS[per]}' if per else ''}": MISSING if said is None else _short(said),
                 "right": MISSING if said is None or not answers else "yes" if said in answers else "no",
                 "probability": np.nan if number is None else float(sure[number]),
                 "from layer": MISSING if number is None else run.layers[int(since[number])],

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ECE_BUCKETS: Final = 15
+# A sum of probabilities whose logarithm is not further from 0 is 1.
+_ROUNDING: Final = 1e-9
 
 _Choices = Float[np.ndarray, " choice"]
 _Offsets = Int[np.ndarray, " item+1"]
@@ -25,17 +27,23 @@ _Items = Float[np.ndarray, " item"]
 
 
 def normalize(log_probs: _Choices, offsets: _Offsets) -> _Choices:
-    """Log-probabilities among the choices of each item: they sum to 1, as a task without absolute_normalization has."""
+    """Log-probabilities among the choices of each item: they sum to 1, as a task without absolute_normalization has.
+
+    What sums to 1 already stays as it is, to the last bit, and so does an item whose choices are all impossible.
+    """
     log_probs, starts, counts = _ragged(log_probs, offsets)
-    highest = np.repeat(np.maximum.reduceat(log_probs, starts), counts)
-    total = np.repeat(np.add.reduceat(np.exp(log_probs - highest), starts), counts)
-    return np.asarray(log_probs - highest - np.log(total))
+    highest = np.maximum.reduceat(log_probs, starts)
+    shift = np.where(np.isfinite(highest), highest, 0.0)
+    total = np.add.reduceat(np.exp(log_probs - np.repeat(shift, counts)), starts)
+    whole = shift + np.log(total, out=np.zeros(len(total)), where=total > 0)
+    return np.asarray(log_probs - np.repeat(np.where(np.abs(whole) > _ROUNDING, whole, 0.0), counts))
 
 
 def chosen(log_probs: _Choices, offsets: _Offsets) -> Int[np.ndarray, " item"]:
     """Row of the most probable choice of each item.
 
-    A tie is broken as published: by the SHA-256 of the item's float64 values, among those that are tied.
+    A tie is broken as published: by the SHA-256 of the item's float64 values as they are passed, among those that are
+    tied. The published code passes what ``normalize`` gives, and so does ``score_choices``.
     """
     log_probs, starts, counts = _ragged(log_probs, offsets)
     best = log_probs == np.repeat(np.maximum.reduceat(log_probs, starts), counts)

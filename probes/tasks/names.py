@@ -25,11 +25,12 @@ GENERATIVE: Final = (
 )
 SCORING: Final = ("log_likelihood",)
 
-# A poor and a perfect value of each metric that may be the preferred one (json_task.py of bigbench 1.0.0).
+# A poor and a perfect value of each metric that may be the preferred one (json_task.py of bigbench 1.0.0). The two that
+# are errors are published as 0 to 1, like shares; here the perfect value is the lower one, so that 100 is always best.
 SCORE_RANGES: Final[dict[str, tuple[float, float]]] = {
     "multiple_choice_grade": (0.0, 1.0),
-    "calibration_multiple_choice_brier_score": (0.0, 1.0),
-    "expected_calibration_error": (0.0, 1.0),
+    "calibration_multiple_choice_brier_score": (1.0, 0.0),
+    "expected_calibration_error": (1.0, 0.0),
     "weighted_log_probabilities": (-10.0, 0.0),
     "weighted_probabilities": (-1.0, 1.0),
     "macro_f1": (0.0, 1.0),

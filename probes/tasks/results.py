@@ -44,9 +44,9 @@ class TaskScore:
 
 
 def normalized(raw: float, low: float, high: float) -> float:
-    """100 (raw - low) / (high - low): 0 at chance, 100 at best, negative below chance."""
-    if high <= low:
-        raise TaskError(f"a range from {low:g} to {high:g} is empty; the high score must be above the low one")
+    """100 (raw - low) / (high - low): 0 at chance, 100 at best, negative below chance; of errors high is below low."""
+    if not abs(high - low) > 0:
+        raise TaskError(f"a range from {low:g} to {high:g} is empty; the high score must differ from the low one")
     return 100 * (raw - low) / (high - low)
 
 

@@ -172,12 +172,15 @@ def score_choices(
         chance = None if free else fmean(fmean(item.choice_scores) for item in known)
         alone = 0 if free else sum(len(item.choices) == 1 for item in there)
         note = f"{alone} of {len(there)} items have one choice, which is always right" if alone else ""
+        # What is hashed where choices are tied; see ``chosen``.
+        absolute = name in leaves and leaves[name].absolute_normalization
+        among = rows if absolute else choice_metrics.normalize(rows, offsets)
         for metric in wanted:
             if metric == "macro_f1":
                 labels = [choice for item in there for choice in item.choices]
-                value = choice_metrics.macro_f1(rows, worth, offsets, labels)
+                value = choice_metrics.macro_f1(among, worth, offsets, labels)
             else:
-                value = _CHOICE[metric](rows, worth, offsets)
+                value = _CHOICE[metric](among if metric == "multiple_choice_grade" else rows, worth, offsets)
             scorer.add(name, metric, value, len(there), len(own) - len(there), chance, note)
     return scorer.frame()
 
@@ -226,7 +229,7 @@ class _Table:
         return pd.DataFrame(self.rows, columns=list(_COLUMNS))
 
     def _append(self, name: str, metric: str, value: float, low: float, high: float, **rest: Any) -> None:
-        ranged = high > low
+        ranged = abs(high - low) > 0  # neither is known of an average
         row = {"n_tasks": 1, "note": "", "preferred": None, **rest}
         scaled = normalized(value, low, high) if ranged else np.nan
         self.rows.append(
