@@ -126,7 +126,7 @@ def cases() -> dict:
         ),
         "mass": (
             figures.mass,
-            {"usual": mass(6), "deep": mass(80), "last": mass(6).assign(value=[NAN] * 6 + [0.3])},
+            {"usual": mass(6), "deep": mass(80), "last": mass(6).assign(value=[NAN] * 5 + [0.2, 0.3])},
         ),
         "item": (
             figures.item,
@@ -417,9 +417,11 @@ def test_cells_of_the_transfer_hold_their_numbers_and_own_sets_a_frame():
     assert frames == [(-0.5, 1.5), (0.5, 0.5), (1.5, -0.5)]
 
 
-def test_where_only_the_last_layer_s_mass_is_known_the_figure_says_so():
-    assert said(figures.mass(cases()["mass"][1]["last"])).endswith(
-        "only the last layer's was stored; capture with --mass for all"
+def test_the_mass_of_one_layer_is_no_figure_and_gaps_are_said():
+    with pytest.raises(FigureError) as error:
+        figures.mass(mass(6).assign(value=[NAN] * 6 + [0.3]))
+    assert str(error.value) == (
+        "only the mass of layer 6 is known, which is no curve: capture with mass=True (--mass) for all layers"
     )
     assert said(figures.mass(mass(6).assign(value=[NAN, *[0.2] * 6]))).endswith("no value at embed")
 

@@ -357,6 +357,16 @@ def test_bad_arguments_are_refused_before_any_work(plain, tmp_path):
         probes.report(run, tmp_path / "x.html", ["finel"])
     with pytest.raises(FitError, match="room for at least one item, got max_items=0"):
         probes.report(run, tmp_path / "x.html", max_items=0)
+    for name in ("x.pdf", "x.md", "x.json"):
+        with pytest.raises(FitError) as error:
+            probes.report(run, tmp_path / name)
+        assert str(error.value) == (
+            f"{tmp_path / name}: a report is one HTML file; call it x.html, and print it from a browser where another "
+            "kind of file is wanted"
+        )
+        with pytest.raises(SystemExit) as refused:
+            main(["report", str(run.path), "--out", str(tmp_path / name)])
+        assert refused.value.code == 2
     assert list(tmp_path.iterdir()) == []
 
 

@@ -231,7 +231,7 @@ def mass(table: pd.DataFrame, *, ax: Axes | None = None, caption: bool = True) -
         The figure that holds the axes.
 
     Raises:
-        FigureError: The table lacks columns or rows, has no finite value, or several rows for a layer.
+        FigureError: The table lacks columns or rows, has no value or one alone, or several rows for a layer.
     """
     check_table(table, ("layer", "layer_index", "value", "lo", "hi", "n_used", "n_total"), "mass")
     check_one_row_each(table, [], "mass")
@@ -240,6 +240,11 @@ def mass(table: pd.DataFrame, *, ax: Axes | None = None, caption: bool = True) -
     finite = np.isfinite(value)
     if not finite.any():
         raise FigureError("the mass figure found no finite value to draw")
+    if finite.sum() == 1:
+        (only,) = [names[index] for index, there in zip(names, finite, strict=True) if there]
+        raise FigureError(
+            f"only the mass of layer {only} is known, which is no curve: capture with mass=True (--mass) for all layers"
+        )
     look = LOOKS[0]
     with house_style(table):
         own = ax is None
@@ -261,9 +266,7 @@ def mass(table: pd.DataFrame, *, ax: Axes | None = None, caption: bool = True) -
             drawn = table[np.isfinite(table["value"].to_numpy(dtype=np.float64, na_value=np.nan))]
             parts = [f"n = {span(drawn['n_used'])} of {span(drawn['n_total'])} items; median and quartiles over items"]
             gaps = [names[index] for index, there in zip(names, finite, strict=True) if not there]
-            if finite.sum() == 1 and finite[-1] and gaps:
-                parts.append("only the last layer's was stored; capture with --mass for all")
-            elif gaps:
+            if gaps:
                 parts.append(f"no value at {short_list(gaps)}")
             write_caption(ax, "; ".join(parts), own)
     return root(ax)

@@ -294,7 +294,7 @@ def _transfer(material: Material) -> _Figures:
 
 
 def _mass(material: Material) -> _Figures:
-    yield "", figures.mass(tables.scale_mass(material.run))
+    yield "", figures.mass(tables.scale_mass(material.of_labels()))
 
 
 def _item(material: Material) -> _Figures:

@@ -117,12 +117,17 @@ def report(
         The path.
 
     Raises:
-        FitError: A judge, criterion or length is unknown, ``max_items`` is too small, or the comparison is of several
-            runs or of other items.
+        FitError: The path is named as another kind of file, a judge, criterion or length is unknown, ``max_items`` is
+            too small, or the comparison is of several runs or of other items.
         RunFileError: The file cannot be written, or the run is damaged.
     """
     require_run(run)
     path = Path(path)
+    if path.suffix.lower() not in {"", ".html", ".htm"}:
+        raise FitError(
+            f"{path}: a report is one HTML file; call it {path.with_suffix('.html').name}, and print it from a browser "
+            "where another kind of file is wanted"
+        )
     if max_items < 1:
         raise FitError(f"a report needs room for at least one item, got max_items={max_items}")
     if comparison is not None and comparison.each:

@@ -30,16 +30,18 @@ def open_run(path: str | Path, *, trusted: bool = True) -> Run:
     if not str(path):
         raise RunFileError("an empty path names no run: write the path of one")
     path = Path(path)
-    if not path.exists() and partial_folder(path).is_dir():
-        path = partial_folder(path)
+    if not path.exists():
+        path = _unfinished_or_whole(path)
     if path.is_dir() and trusted:
         try:
             return open_partial(path, some=True)
         except RunFileError:
-            whole = path.with_name(path.name.removesuffix(".partial"))
-            if path.exists() or not whole.is_file():
+            # A capture that finishes puts the file in its place and then takes the folder away; a damaged folder stays.
+            if (path / "manifest.json").exists() or not _whole(path).is_file():
                 raise
-            path = whole  # the capture has just finished
+            path = _whole(path)
+    elif not path.exists() and _whole(path).is_file():
+        path = _whole(path)
     if not trusted:
         check_untrusted(path)
     file = open_checked(path)
@@ -49,6 +51,18 @@ def open_run(path: str | Path, *, trusted: bool = True) -> Run:
         file.close()
         raise
     return Run(path, file)
+
+
+def _unfinished_or_whole(path: Path) -> Path:
+    """The folder of an unfinished capture in place of its file, or the file where the folder is not there any more."""
+    if partial_folder(path).is_dir():
+        return partial_folder(path)
+    return _whole(path) if _whole(path).is_file() else path
+
+
+def _whole(folder: Path) -> Path:
+    """The file that the folder of an unfinished capture becomes."""
+    return folder.with_name(folder.name.removesuffix(".partial"))
 
 
 def open_partial(folder: Path, *, some: bool = False) -> Run:
