@@ -11,16 +11,13 @@ if TYPE_CHECKING:
 
 def format_preview(shown: Preview, judge: Judge) -> str:
     """What a capture would do, as text: labels, first prompt, and what it costs."""
-    scale = judge.scale
-    worth = ", ".join(f"{label} = {value:g}" for label, value in zip(scale.labels, scale.values, strict=True))
-    low, high = scale.human_range
     orders, samples = _per_item(judge)
     readings = f"{shown.n_readings:,}"
     if orders * samples > 1:
         each = [f"{count} {what}" for count, what in ((orders, "orders"), (samples, "samples")) if count > 1]
         readings += f" ({' x '.join([f'{shown.n_items:,} items', *each])})"
     lines = [
-        f"Labels: {worth}; human scores {low:g} to {high:g}.",
+        _answers(shown, judge),
         "",
         "First prompt, as the model sees it:",
         "-" * 72,
@@ -28,6 +25,8 @@ def format_preview(shown: Preview, judge: Judge) -> str:
         "-" * 72,
         f"tokens of it   {shown.first_n_tokens}",
         f"items          {shown.n_items}" + (f" ({shown.n_too_long} prompts too long)" if shown.n_too_long else ""),
+        f"of these       {shown.n_labelled:,} labelled, in {shown.n_groups:,} groups",
+        *([f"fields         {_fields(shown)}"] if shown.fields or shown.unused_fields else []),
         f"readings       {readings}",
         f"tokens         {shown.tokens_before:,} one by one, {_as_planned(shown)}",
         *([f"generated      {shown.answer_tokens:,} tokens at most"] if judge.decoding else []),
@@ -36,6 +35,31 @@ def format_preview(shown: Preview, judge: Judge) -> str:
         f"time           about {shown.seconds:,.0f} s on this machine",
     ]
     return "\n".join(lines)
+
+
+def _answers(shown: Preview, judge: Judge) -> str:
+    """What the judge may answer: labels and what they are worth, or choices and what chance gives."""
+    scale = judge.scale
+    if shown.choices is None:
+        worth = ", ".join(f"{label} = {value:g}" for label, value in zip(scale.labels, scale.values, strict=True))
+        low, high = scale.human_range
+        return f"Labels: {worth}; human scores {low:g} to {high:g}."
+    counts = shown.choices
+    first = " | ".join(map(repr, shown.first_choices))
+    at_random = "" if shown.chance is None else f"; chance gives {shown.chance:.3f}"
+    return (
+        f"Choices: {counts.n_choices:,}, {_span(counts.fewest, counts.most)} an item, scored by "
+        f"{_span(counts.shortest, counts.longest)} tokens each{at_random}; of the first item: {first}."
+    )
+
+
+def _span(low: int, high: int) -> str:
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _fields(shown: Preview) -> str:
+    unused = f"; shown in no prompt: {', '.join(shown.unused_fields)}" if shown.unused_fields else ""
+    return f"{', '.join(shown.fields) or 'none'}{unused}"
 
 
 def _as_planned(shown: Preview) -> str:

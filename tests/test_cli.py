@@ -87,12 +87,43 @@ def test_dry_run_shows_the_prompt_as_the_model_sees_it(workspace, capsys):
     n_tokens = len(tiny.tokenizer()(prompt, add_special_tokens=False)["input_ids"])
     assert f"tokens of it   {n_tokens}\n" in out
     assert "items          60\n" in out
+    assert "of these       60 labelled, in 60 groups\n" in out
+    assert "fields         word\n" in out
     assert "readings       60\n" in out
     counts = re.search(r"tokens         ([\d,]+) one by one, ([\d,]+) with every shared prefix computed once \(", out)
     assert 0 < int(counts[2].replace(",", "")) < int(counts[1].replace(",", ""))
     assert "generated" not in out
     assert not (workspace / "dry.h5").exists()
     assert not (workspace / "dry.h5.partial").exists()
+
+
+def test_dry_run_says_what_choices_and_texts_there_are(workspace, tmp_path, capsys):
+    rows = [
+        {"id": "a", "question": "Red?", "note": "n", "group": "g", "options": ["yes", "no"], "right": "yes"},
+        {"id": "b", "question": "Blue?", "note": "n", "group": "g", "options": ["a b", "c", "d"], "right": "c"},
+        {"id": "c", "question": "Green?", "note": "n", "group": "", "options": ["yes", "no"]},
+    ]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "t.yaml").write_text("user: '{{ question }}'\n")
+    flags = ("--items", tmp_path / "items.jsonl", "--choices", "options", "--target", "right", "--field", "question")
+    flags = (*flags, "--field", "note", "--template", tmp_path / "t.yaml", "--model", workspace / "model")
+    assert run("capture", *flags, "--out", tmp_path / "x.h5", "--dry-run") == 0
+    out = capsys.readouterr().out
+    judge = probes.Judge.load(str(workspace / "model"), template=tmp_path / "t.yaml", scale="choices")
+    items = probes.read_items(
+        tmp_path / "items.jsonl", choices="options", target="right", fields=["question", "note"], scale=judge.scale
+    )
+    lengths = judge.prompt_table(items).choices.n_tokens
+    assert out.startswith(
+        f"Choices: 7, 2 to 3 an item, scored by {lengths.min()} to {lengths.max()} tokens each; chance gives 0.417; "
+        "of the first item: 'yes' | 'no'.\n"
+    )
+    assert "of these       2 labelled, in 2 groups\n" in out
+    assert "fields         question; shown in no prompt: note\n" in out
+    assert run("capture", *flags, "--out", tmp_path / "x.h5", "--dry-run", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["chance"] == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert (found["fields"], found["unused_fields"]) == (["question"], ["note"])
 
 
 def test_dry_run_says_why_nothing_is_shared(workspace, capsys):

@@ -6,12 +6,16 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
+import probes
+from probes import figures
 from probes.cli import main
 from probes.errors import FigureError
-from probes.figures.drawing import FIGURES, Material, draw
+from probes.figures.drawing import FIGURES, Material, draw, of_comparison
+from probes.items import Item, Items
 from tests.fake_run import FakeRun
-from tests.valid_run import write_valid
+from tests.valid_run import choice_table, write_valid
 
 FAST = ["--judge", "final", "--judge", "slope-ridge"]
 DEPTH = ["--criterion", "depth"]
@@ -67,6 +71,35 @@ def test_what_cannot_be_drawn_is_skipped_with_one_line_each(tmp_path, capsys):
         *("score-map-clarity.png", "score-map-depth.png", "distributions-clarity.png", "distributions-depth.png"),
         "item.png",
     ]
+
+
+def test_of_free_text_every_figure_is_drawn_or_has_a_reason(tmp_path, capsys):
+    items = [Item(id=f"i{k}", fields={"response": "x"}, choices=("4", "four"), choice_scores=(1, 1)) for k in range(6)]
+    free = write_valid(tmp_path / "free.h5", "choices", items=Items(items), choices=choice_table(Items(items)))
+    assert run("plot", free, "--figure", "all", "--out", tmp_path / "out", "--format", "png") == 0
+    out, err = capsys.readouterr()
+    drawn = {line.rsplit("/", 1)[1].removesuffix(".png") for line in out.split()} - {"similarity-centred"}
+    skipped = dict(line.removeprefix("skipped ").split(": ", 1) for line in err.splitlines())
+    assert drawn | set(skipped) == set(FIGURES)
+    assert not drawn & set(skipped)
+    for name in ("alignment", "weights", "forest", "reliability"):
+        assert skipped[name].startswith("there is nothing to choose between: answers are free text, which `probes comp")
+    assert run("plot", free, "--out", tmp_path / "out") == 2
+    assert "error: cannot draw alignment: there is nothing to choose between" in capsys.readouterr().err
+
+
+def test_captions_name_the_criterion_or_task(path):
+    with probes.open_run(path) as opened:
+        found = probes.compare(opened, ["final", "uniform", "slope-ridge"], criterion="depth", repeats=1, resamples=100)
+        material = Material({"run": opened}, ["final", "uniform", "slope-ridge"], criterion="depth")
+        made = {name: of_comparison(found, name, "depth") for name in ("alignment", "weights", "forest")}
+        made |= {name: next(FIGURES[name](material))[1] for name in ("score-map", "distributions", "reliability")}
+        made["learning-curve"] = figures.learning_curve(
+            probes.learning_curve(opened, ["final"], sizes=[10], draws=2, criterion="depth", resamples=100)
+        )
+    for name, figure in made.items():
+        (caption,) = [text.get_text() for text in figure.findobj(Text) if text.get_text().startswith("depth: ")]
+        assert caption.count("depth") == 1, name
 
 
 def test_a_figure_that_was_asked_for_by_name_must_be_drawn(path, tmp_path, capsys):

@@ -139,7 +139,7 @@ def alignment(
         _draw_references(ax, given, lowest, highest, legend)
         legend_above(ax)
         if caption:
-            write_caption(ax, _caption(rows, series, names), own)
+            write_caption(ax, _caption(rows, series, names), own, rows)
     return root(ax)
 
 

@@ -122,7 +122,7 @@ def distributions(
                 parts.append("KL(raters || layer), mean over items, nats")
             else:
                 parts.append("no human scores")
-            write_caption(axes[-1], "; ".join(parts), own=ax is None)
+            write_caption(axes[-1], "; ".join(parts), ax is None, table)
     return root(axes[0])
 
 
@@ -214,7 +214,7 @@ def reliability(table: pd.DataFrame, *, answers: bool = False, ax: Axes | None =
         if caption:
             parts = [f"n = {span(table['n_used'])} of {span(table['n_total'])} items, held out where labels are used"]
             parts.append("dotted: as sure as right; lines above: items in each bin")
-            write_caption(ax, "; ".join(parts), own)
+            write_caption(ax, "; ".join(parts), own, table)
     return root(ax)
 
 

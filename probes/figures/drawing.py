@@ -94,14 +94,21 @@ class Material:
         """Judges compared.
 
         Raises:
-            FigureError: No run has human scores.
+            FigureError: No run has human scores, or answers are free text, so that nothing is chosen.
             FitError: As ``probes.compare``.
         """
         from probes.comparing import compare
 
         self.check_scores()
         runs = dict(self.runs) if len(self.runs) > 1 else next(iter(self.runs.values()))
-        return compare(runs, self.judges, seed=self.seed, criterion=self.criterion, per=self.per)
+        found = compare(runs, self.judges, seed=self.seed, criterion=self.criterion, per=self.per)
+        if found.table.empty:
+            reason = "".join(f"; {warning}" for warning in found.warnings[:1])
+            raise FigureError(
+                "there is nothing to choose between: answers are free text, which `probes compare --table published` "
+                f"scores{reason}"
+            )
+        return found
 
     @cached_property
     def divided(self) -> tuple[Per, str]:
@@ -163,10 +170,14 @@ def draw(
     check_formats(formats)
     taken: set[str] = set()
     for name in dict.fromkeys(names):
+        n_drawn = 0
         try:
             for suffix, figure in FIGURES[name](material):
                 paths = figures.save(figure, out / _file_name(name, suffix, taken), tuple(formats))
+                n_drawn += 1
                 yield Drawn(name, paths)
+            if not n_drawn:
+                raise FigureError("the run holds nothing for it")
         except ProbesError as error:
             reason = " ".join(str(error).split())
             if not skip:

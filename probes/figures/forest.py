@@ -128,7 +128,7 @@ def forest(
             parts.append(f"paired 95 % intervals, conditional on the fitted judges; labels: {labels} in a fit")
             if left := list(rows[~there]["name"]):
                 parts.append(f"without a difference: {short_list(left, 'judges')}")
-            write_caption(ax, "; ".join(parts), own)
+            write_caption(ax, "; ".join(parts), own, table)
     return root(ax)
 
 

@@ -86,5 +86,5 @@ def learning_curve(table: pd.DataFrame, *, ax: Axes | None = None, caption: bool
         legend_above(ax, columns=2)
         if caption:
             said = f"tested on n = {span(table['n_test'])} other items; means over label draws, 95 % intervals over "
-            write_caption(ax, said + "draws and test groups", own)
+            write_caption(ax, said + "draws and test groups", own, table)
     return root(ax)

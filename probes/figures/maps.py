@@ -113,7 +113,7 @@ def score_map(
                 parts.append(f"the strip has colours of its own, from {own_low:g} (dark) to {own_high:g}")
             if not (np.isfinite(shown).all() and (rated.all() or not rated.any())):
                 parts.append("hatched: no value")
-            write_caption(ax, "; ".join(parts), own)
+            write_caption(ax, "; ".join(parts), own, table)
     return root(ax)
 
 

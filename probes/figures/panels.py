@@ -90,7 +90,7 @@ def weights(
                 panel.tick_params(labelbottom=False)
         if caption:
             order = (_SIMPLEX, _SIGNED, _WHISKERS)
-            write_caption(axes[-1], "; ".join(note for note in order if note in notes), own=ax is None)
+            write_caption(axes[-1], "; ".join(note for note in order if note in notes), ax is None, table)
     return root(axes[0])
 
 

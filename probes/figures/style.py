@@ -170,8 +170,18 @@ def dress(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def write_caption(ax: Axes, text: str, own: bool) -> None:
-    """Small print under the axes, wrapped to the figure's width, or to the axes' if the caller made them."""
+def write_caption(ax: Axes, text: str, own: bool, of: pd.DataFrame | None = None) -> None:
+    """Small print under the axes, wrapped to the figure's width, or to the axes' if the caller made them.
+
+    Args:
+        ax: The axes.
+        text: What is drawn.
+        own: Whether the figure has no other axes than these.
+        of: The table that is drawn; the criterion or task that it is about, if it has one, stands in front.
+    """
+    if of is not None and "criterion" in of:
+        names = [letters(str(name), 40, 2.2) for name in of["criterion"].dropna().unique() if name]
+        text = f"{short_list(names, 'criteria')}: {text}" if names else text
     fig: Any = root(ax)
     drawn = (fig if own else ax).findobj(Text)
     text = noted(text, *(one.get_text() for one in drawn))

@@ -73,7 +73,8 @@ def score_distributions(run: RunLike, lens: str = "norm", criterion: str | None 
         criterion: Only items of this criterion.
 
     Returns:
-        One row a layer and label: ``layer, layer_index, label, label_value, share, raters, kl, n_used, n_total``.
+        One row a layer and label: ``layer, layer_index, label, label_value, share, raters, kl, n_used, n_total,
+        criterion``.
         ``share`` is the mean over items of the label's probability, ``raters`` the mean of the items' histograms
         (``probes.calibration.Targets.shares``), ``kl`` the layer's ``probes.calibration.kl``, a mean over items.
 
@@ -108,7 +109,7 @@ def score_distributions(run: RunLike, lens: str = "norm", criterion: str | None 
                     "n_total": len(chosen),
                 }
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(criterion=_criterion_of(run, chosen))
 
 
 def reliability_bins(
@@ -137,7 +138,7 @@ def reliability_bins(
 
     Returns:
         One row a judge and bin that holds an item: ``judge, lens, labels_used, bin_lo, bin_hi, confidence, accuracy,
-        count, ece, n_used, n_total``.
+        count, ece, n_used, n_total, criterion``.
 
     Raises:
         FitError: A judge is unknown or gives no distribution, or there are several criteria or too few items.
@@ -181,6 +182,7 @@ def reliability_bins(
                         "ece": error,
                         "n_used": int(fitted.sum()),
                         "n_total": part.n_total,
+                        "criterion": part.criterion,
                     }
                 )
     return pd.DataFrame(rows)
@@ -288,6 +290,12 @@ def _of_criterion(run: RunLike, criterion: str | None) -> Int[np.ndarray, " item
         known = ", ".join(repr(name) for name in dict.fromkeys(names.tolist()))
         raise FitError(f"{where(run)} has no criterion {criterion!r}: it has {known}")
     return np.flatnonzero(names == criterion)
+
+
+def _criterion_of(run: RunLike, rows: Int[np.ndarray, " item"]) -> str:
+    """The criterion of some items; empty where they have several, or none."""
+    names = {run.criteria[row] for row in rows.tolist()}
+    return names.pop() if len(names) == 1 else ""
 
 
 def _logits(run: RunLike, lens: str) -> Float[np.ndarray, "item layer label"]:
