@@ -165,8 +165,8 @@ def test_where_early_layers_choose_the_shortest_that_is_said(run):
     between = low if low == high else f"{low} to {high}"
     assert said == (
         f"a: of the first 3 layers (embed to 2), 3 choose one of the shortest choices in {between} of {varied} items "
-        f"whose choices differ in length (at random {chance / varied:.0%}): their accuracy is about length; divide by it "
-        "with per='token', 'byte' or 'char' (--per char)"
+        f"whose choices differ in length (at random {chance / varied:.0%}): their accuracy is about length; divide by "
+        "it with per='token', 'byte' or 'char' (--per char)"
     )
     assert said in found.summary()
     assert not [one for one in compare(run, ["final"], per="token", **FAST).warnings if "shortest" in one]
@@ -221,13 +221,15 @@ def path(tmp_path_factory):
 
 class TestCommandLine:
     def table(self, path, *flags):
-        done = CliRunner().invoke(app, ["compare", str(path), "--resamples", "100", *flags])
+        few = ["--resamples", "100", "--folds", "2", "--repeats", "1", "--judge", "final"]
+        few = few[: -2 if "layer" in " ".join(flags) else None]
+        done = CliRunner().invoke(app, ["compare", str(path), *few, *flags])
         assert done.exit_code == 0, done.output
         return done.output
 
     def test_tables_of_layers_are_divided(self, path, tmp_path):
         with probes.open_run(path) as run:
-            expected = by_layer(run, per="byte", resamples=100)
+            expected = by_layer(run, per="byte", resamples=100, folds=2, repeats=1)
         said = self.table(path, "--table", "layers", "--per", "byte", "--out", str(tmp_path / "layers.csv"))
         found = pd.read_csv(tmp_path / "layers.csv")
         np.testing.assert_allclose(found["value"], expected["value"])
