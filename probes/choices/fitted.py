@@ -158,7 +158,7 @@ class FittedChoices:
             shapes = {"coef": n_columns_of(params["recipe"])}
         else:
             if params["per"] not in PERS:
-                raise ValueError(f"per is none of {', '.join(filter(None, PERS))}")
+                raise ValueError("per is neither token nor byte nor char")
             shapes = {"weights": n_layers}
         if self.form == "choice-logit":
             columns, labels = np.asarray(params["columns"]), params["labels"]
