@@ -17,6 +17,7 @@ from markupsafe import Markup
 from probes.aggregate import DEFAULT_JUDGE, get_aggregator
 from probes.errors import FitError
 from probes.kinds import require_run
+from probes.layer_order import in_model_order
 from probes.reporting import choices as of_choices
 from probes.reporting.answer import Answer, answer, headline_judge, no_answer
 from probes.reporting.counts import item_states, tally
@@ -117,6 +118,7 @@ def report(
         RunFileError: The file cannot be written, or the run is damaged.
     """
     require_run(run)
+    run = in_model_order(run)
     path = Path(path)
     if max_items < 1:
         raise FitError(f"a report needs room for at least one item, got max_items={max_items}")

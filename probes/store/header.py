@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     import h5py
 
+    from probes.store.values import Selection
+
 
 @dataclass(frozen=True, eq=False)
 class Header:
@@ -140,21 +142,26 @@ class Header:
             hashes.append(sha.hexdigest())
         return tuple(hashes)
 
-    def select(self, items: Int[np.ndarray, " selected"], layers: Int[np.ndarray, " layer"]) -> Header:
-        """The header of a run of some items, in ascending order, and some layers."""
-        readings, prompts = self.readings, self._prompts[0]
-        chosen = np.isin(readings.item, items)
+    def select(self, chosen: Selection) -> Header:
+        """The header of a run of some items and layers, in the order asked for."""
+        readings, items, rows = self.readings, chosen.items, chosen.readings
+        _, first = np.unique(2 * chosen.item + readings.swapped[rows], return_index=True)
+        layers = np.arange(len(self.layers)) if chosen.layers is None else chosen.layers
+        attrs = dict(self.attrs)
+        if not np.array_equal(items, np.arange(len(self.items))):
+            attrs.pop("parts", None)  # of a selection nobody knows which part its items are from
         return replace(
             self,
-            items=self.items.select(items),
-            token_ids=self.token_ids.take(np.flatnonzero(np.isin(prompts // 2, items))),
+            items=self.items.select(items, repeated=True),
+            token_ids=self.token_ids.take(self.reading_prompt[rows[first]]),
             human_value=self.human_value[items],
             layers=[self.layers[layer] for layer in layers],
-            status=readings.status[chosen],
-            reading_item=np.searchsorted(items, readings.item[chosen]),
-            reading_sample=readings.sample[chosen],
-            reading_swapped=readings.swapped[chosen],
-            reading_position=self.position[chosen],
+            status=readings.status[rows],
+            attrs=attrs,
+            reading_item=chosen.item,
+            reading_sample=readings.sample[rows],
+            reading_swapped=readings.swapped[rows],
+            reading_position=self.position[rows],
             choices=None if self.choices is None else self.choices.select(items),
         )
 
