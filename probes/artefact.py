@@ -19,6 +19,7 @@ from probes.differences import differences
 from probes.errors import FitError
 from probes.fitted import LINEAR, NUMBERS, FittedAggregator, Form, Scores
 from probes.fitting.text import n_columns_of
+from probes.layer_order import in_model_order
 from probes.origin import changed_settings, judge_arguments, origin_of
 from probes.runlike import Part, RunLike, ScaleLike, check_lens, has_choices, layer_logits, where
 from probes.same_model import identity_of, named_like
@@ -89,6 +90,7 @@ class FittedJudge:
         Raises:
             FitError: The run is of another model, scale, readout or set of layers, or lacks the lens.
         """
+        run = in_model_order(run)
         name, what, aggregator = self.aggregator.name, what or where(run), self.aggregator
         if isinstance(aggregator, FittedChoices) != has_choices(run):
             kinds = ("choices of items", "the labels of a scale")
@@ -156,6 +158,7 @@ class FittedJudge:
 
     def predict(self, run: RunLike) -> Scores | ChoiceScores:
         """As ``score``, of a run that was checked."""
+        run = in_model_order(run)
         if isinstance(self.aggregator, FittedChoices):
             from probes.choices.parts import choice_data
 

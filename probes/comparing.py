@@ -27,6 +27,7 @@ from probes.errors import FitError, KindError
 from probes.evidence import BASELINES
 from probes.found import shared_fields
 from probes.kinds import require_run
+from probes.layer_order import in_model_order
 from probes.matching import Runs, named_runs
 from probes.protocol import Settings, group_codes
 from probes.raters import RATER_COLUMNS
@@ -309,6 +310,7 @@ def fit(
     require_run(run)
     if not isinstance(judge, str | Aggregator | ChoiceJudge):
         raise KindError(f"judge: expected the name of one judge, got {judge!r}; fit several one by one")
+    run = in_model_order(run)
     if has_choices(run):
         return fit_choices(run, judge, criterion, pool=pool)
     (given,) = _of_scores([judge])
@@ -335,6 +337,7 @@ def score(run: RunLike, judge: str | FittedJudge = "final") -> Scores | ChoiceSc
     Raises:
         FitError: The judge is unknown, needs labels, or does not go with this run.
     """
+    run = in_model_order(run)
     if isinstance(judge, FittedJudge):
         return judge.score(run)
     if has_choices(run):

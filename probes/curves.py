@@ -13,6 +13,7 @@ from probes.align import spearman, weighted_spearman
 from probes.errors import FitError, KindError
 from probes.intervals import DIFFERENCE, interval, mean_over_folds
 from probes.kinds import require_run
+from probes.layer_order import in_model_order
 from probes.protocol import group_codes, group_resamples, make_folds, out_of_fold, within_fold_spearman
 from probes.runlike import Part, RunLike, lacking, parts, where
 from probes.same_model import named_alike
@@ -69,6 +70,7 @@ def learning_curve(
         FitError: A judge is unknown, or a criterion has too few items for any size.
     """
     require_run(run)
+    run = in_model_order(run)
     if isinstance(judges, str):
         raise KindError(f"judges: expected a list of names, got the text {judges!r}; write [{judges!r}]")
     names = list(dict.fromkeys([*judges, reference]))
@@ -205,7 +207,7 @@ def transfer(
             )
     sets = {}
     for name, run in runs.items():
-        several = parts(run)
+        several = parts(in_model_order(run))
         for part in several:
             sets[f"{name}/{part.criterion}" if len(several) > 1 else name] = part
     aggregator, final = get_aggregator(judge), get_aggregator("final")

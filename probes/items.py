@@ -67,6 +67,7 @@ class Items(Sequence[Item]):
         raters: ``identity`` if column k of the human scores is the same person throughout, else ``slots``.
         source: Where they came from, for messages and provenance.
         about: What is known of each criterion, JSON-ready: of published tasks their metrics, for example.
+        repeated: Let ids occur several times, as in a selection of a run that names an item twice.
 
     Raises:
         ItemError: There are no items, or two share an id.
@@ -78,8 +79,11 @@ class Items(Sequence[Item]):
         raters: RaterKind = "slots",
         source: str = "items",
         about: Mapping[str, Any] | None = None,
+        *,
+        repeated: bool = False,
     ) -> None:
         self._items = tuple(items)
+        self._repeated = repeated
         self.about: dict[str, Any] = dict(about or {})
         self.raters: RaterKind = raters
         self.source = source
@@ -91,7 +95,7 @@ class Items(Sequence[Item]):
                 raise KindError(
                     f"{source}: item {position} is {item!r}, not an Item; make items of a table with probes.read_items"
                 )
-            if item.id in seen:
+            if item.id in seen and not repeated:
                 raise ItemError(
                     f"{source}: item {position} has the id {item.id!r} of item {seen[item.id]}; ids must be unique"
                 )
@@ -116,7 +120,7 @@ class Items(Sequence[Item]):
     def __getitem__(self, index: slice) -> Items: ...
     def __getitem__(self, index: int | slice) -> Item | Items:
         if isinstance(index, slice):
-            return Items(self._items[index], self.raters, self.source, self.about)
+            return Items(self._items[index], self.raters, self.source, self.about, repeated=self._repeated)
         return self._items[index]
 
     def __len__(self) -> int:
@@ -170,14 +174,17 @@ class Items(Sequence[Item]):
         """One of the text columns, as a list."""
         return [getattr(item, name) for item in self._items]
 
-    def select(self, which: Shaped[np.ndarray, " selected"] | Sequence[int] | Sequence[bool]) -> Items:
+    def select(
+        self, which: Shaped[np.ndarray, " selected"] | Sequence[int] | Sequence[bool], *, repeated: bool = False
+    ) -> Items:
         """Some of the items.
 
         Args:
             which: One true or false an item, or positions in the order wanted.
+            repeated: Let an item be selected several times; its id is then no longer unique.
 
         Raises:
-            ItemError: The mask has another length, a position does not exist, or nothing is selected.
+            ItemError: The mask has another length, a position does not exist or is there twice, or nothing is selected.
         """
         chosen = np.asarray(which)
         if chosen.dtype == bool:
@@ -191,7 +198,8 @@ class Items(Sequence[Item]):
         if chosen.min() < -len(self) or chosen.max() >= len(self):
             wrong = chosen.max() if chosen.max() >= len(self) else chosen.min()
             raise ItemError(f"{self.source}: no item at position {wrong}; there are {len(self)} items")
-        return Items([self._items[i] for i in chosen], self.raters, self.source, self.about)
+        some = [self._items[i] for i in chosen]
+        return Items(some, self.raters, self.source, self.about, repeated=repeated or self._repeated)
 
     def to_pandas(self) -> pd.DataFrame:
         """One row an item: ``id``, ``criterion``, ``group``, ``system``, ``split``, the fields, the scores.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from probes.duplicates import join_groups
 from probes.errors import FitError
 from probes.kinds import require_run
+from probes.layer_order import in_model_order
 from probes.runlike import POOLED, PROMPT, RunLike, has_choices, parts, shown_texts
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def named_runs(run: Runs) -> dict[str, RunLike]:
         found = {"run" if run.path is None else run.path.stem: run}
     for one in found.values():
         require_run(one)
+    found = {name: in_model_order(one) for name, one in found.items()}
     if not found:
         raise FitError("pass at least one run")
     return found
@@ -212,10 +215,15 @@ def _listed(scores: Sequence[float]) -> str:
 
 def _common(runs: Mapping[str, RunLike], usable: Mapping[str, _AnyPart], criterion: str) -> dict[str, _AnyPart]:
     """One criterion of every run, on the items that all can use, in the order of the first."""
-    places: dict[str, dict[_Key, int]] = {}
+    # An item that was selected twice is matched with its like, the first with the first and the second with the second.
+    places: dict[str, dict[tuple[str, str, int], int]] = {}
     for name, part in usable.items():
-        ids, criteria = list(runs[name].ids), list(runs[name].criteria)
-        places[name] = {(ids[row], criteria[row]): place for place, row in enumerate(part.rows.tolist())}
+        ids, criteria, seen = list(runs[name].ids), list(runs[name].criteria), Counter[_Key]()
+        places[name] = {}
+        for place, row in enumerate(part.rows.tolist()):
+            key = ids[row], criteria[row]
+            places[name][(*key, seen[key])] = place
+            seen[key] += 1
     first = next(iter(places))
     keys = [key for key in places[first] if all(key in of for of in places.values())]
     if bare := next((name for name, part in usable.items() if not len(part.rows)), None):

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from probes.aggregate import Aggregator, LayerLogits, States
 from probes.duplicates import join_groups
 from probes.errors import FitError, did_you_mean
+from probes.layer_order import model_order
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -162,14 +163,19 @@ def check_lens(run: RunLike, lens: str) -> None:
     """Refuse a run without a lens or without the model's last layer.
 
     Raises:
-        FitError: The run has no such lens, or lacks the model's last layer.
+        FitError: The run has no such lens, lacks the model's last layer, or has its layers in another order.
     """
     if lens not in run.lenses:
         raise FitError(f"{where(run)} has no lens {lens!r}: it has {', '.join(run.lenses)}")
-    if run.layers[-1] != str(run.n_layers):
+    if str(run.n_layers) not in run.layers:
         raise FitError(
             f"{where(run)} is a selection without the last layer ({run.n_layers}), so that it has no final judge: "
             "select that layer as well"
+        )
+    if list(run.layers) != model_order(run.layers):
+        raise FitError(
+            f"{where(run)} is a selection of the layers {', '.join(run.layers)}, which is not their order in the "
+            "model, each once: select them in that order"
         )
 
 

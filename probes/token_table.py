@@ -40,12 +40,9 @@ class TokenTable:
         return cls(np.concatenate(values), np.concatenate([[0], np.cumsum(lengths)]))
 
     def take(self, prompts: Int[np.ndarray, " chosen"]) -> TokenTable:
-        """Some of the prompts, in ascending order."""
-        chosen = np.zeros(len(self), dtype=bool)
-        chosen[prompts] = True
-        lengths = self.lengths
-        values = self.values[self.offsets[0] : self.offsets[-1]][np.repeat(chosen, lengths)]
-        return TokenTable(values, np.concatenate([[0], np.cumsum(lengths[chosen])]))
+        """Some of the prompts, in the order asked for."""
+        lengths = self.lengths[prompts]
+        return TokenTable(self.values[ragged_rows(self.offsets, prompts)], np.concatenate([[0], np.cumsum(lengths)]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -59,6 +56,15 @@ class TokenTable:
     def lengths(self) -> Int64[np.ndarray, " prompt"]:
         """Tokens of every prompt."""
         return np.diff(self.offsets)
+
+
+def ragged_rows(offsets: Int[np.ndarray, " edge"], chosen: Int[np.ndarray, " chosen"]) -> Int[np.ndarray, " value"]:
+    """Positions of the values of some rows of a ragged array, row by row, in the order asked for."""
+    counts = np.diff(offsets)[chosen]
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    # Within each row from its start; np.repeat shifts the running number back at every row.
+    return np.asarray(np.arange(total) + np.repeat(offsets[chosen] - (ends - counts), counts), dtype=np.int64)
 
 
 def common_prefix(first: Int[np.ndarray, " a"], second: Int[np.ndarray, " b"]) -> int:

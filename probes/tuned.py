@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from probes.fitting.maps import fit_tuned, kl_to_last
 from probes.fitting.threads import one_blas_thread
 from probes.intervals import Interval, mean_interval
+from probes.layer_order import in_model_order
 from probes.protocol import Settings, group_resamples, make_folds
 from probes.runlike import check_lens, parts
 
@@ -58,6 +59,7 @@ def tuned_lens(
     Raises:
         FitError: The run lacks the ``norm`` lens; or as ``compare``.
     """
+    run = in_model_order(run)
     check_lens(run, "norm")
     Settings(folds, repeats, resamples, level, seed)  # refuses what is out of range
     rows = []

@@ -12,12 +12,12 @@ import torch
 
 import probes
 from probes.capturing.plan import Behind
-from probes.choices.table import ChoiceTable, ragged_rows
+from probes.choices.table import ChoiceTable
 from probes.errors import ItemError, ProbesError, RunFileError
 from probes.items import Item, Items
 from probes.models import load_model
 from probes.store.format import Status
-from probes.token_table import TokenTable
+from probes.token_table import TokenTable, ragged_rows
 from tests import tiny
 from tests.test_capture import datasets
 
@@ -177,7 +177,7 @@ def test_a_run_reads_selects_merges_and_extends_its_choices(booted, tmp_path):
     rows = whole.choices.rows([1, 4, 5])
     np.testing.assert_array_equal(some.choice_logprob(), whole.choice_logprob()[rows][:, [0, 1]])
     np.testing.assert_array_equal(
-        whole.choice_logprob(items=["q4", "q1"]), whole.choice_logprob()[whole.choices.rows([1, 4])]
+        whole.choice_logprob(items=["q4", "q1"]), whole.choice_logprob()[whole.choices.rows([4, 1])]
     )
     assert some.choices.labels == tuple(whole.choices.labels[row] for row in rows)
     first = probes.merge([whole.select(items=range(4))], tmp_path / "first.h5")

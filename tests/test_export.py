@@ -204,7 +204,7 @@ def test_safetensors_of_some_layers_and_items(run, tmp_path):
     tensors = load_file(path)
     assert {name for name in tensors if name.startswith("residual")} == {"residual.embed", "residual.2"}
     np.testing.assert_array_equal(tensors["residual.2"].numpy(), run.residual(layer=2, readings=[1, 5]))
-    np.testing.assert_array_equal(tensors["score_logits.raw"].numpy(), run.score_logits("raw")[[1, 5]][:, [0, 2]])
+    np.testing.assert_array_equal(tensors["score_logits.raw"].numpy(), run.score_logits("raw")[[1, 5]][:, [2, 0]])
     assert tensors["readings.item"].tolist() == [0, 1]
 
 

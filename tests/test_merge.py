@@ -269,10 +269,10 @@ def test_pairs_samples_and_generated_answers_are_merged_and_selected(tmp_path, m
     assert [ids.tolist() for ids in run.generated_ids] == [ids.tolist() for ids in a.generated_ids + b.generated_ids]
     np.testing.assert_array_equal(run.item_logits(), np.concatenate([a.item_logits(), b.item_logits()]))
     part = run.select(items=["i4", "i1"])
-    rows = [*range(4, 8), *range(16, 20)]
-    assert part.ids == ("i1", "i4")
+    rows = [*range(16, 20), *range(4, 8)]
+    assert part.ids == ("i4", "i1")
     assert part.generated_text == [run.generated_text[row] for row in rows]
-    np.testing.assert_array_equal(part.item_logits(), run.item_logits()[[1, 4]])
+    np.testing.assert_array_equal(part.item_logits(), run.item_logits()[[4, 1]])
     same(part, run, rows)
     written = merge([part], tmp_path / "part.h5")
     assert written.generated_text == part.generated_text

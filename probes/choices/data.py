@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from probes.choices.table import ragged_rows
 from probes.errors import FitError
+from probes.token_table import ragged_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from scipy.optimize import minimize
 
 from probes.choices.ragged import centred, log_softmax
-from probes.choices.table import ragged_rows
 from probes.fitting.ridge import CONSTANT, INNER_FOLDS, group_folds
+from probes.token_table import ragged_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from probes.choices.data import ChoiceData
 from probes.choices.ragged import spread, sums
 from probes.duplicates import join_groups
 from probes.errors import FitError
-from probes.runlike import HoldsChoices, RunLike, chosen_criteria, shown_texts, where
+from probes.runlike import HoldsChoices, RunLike, check_lens, chosen_criteria, shown_texts, where
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,13 +118,7 @@ def choice_data(run: RunLike, lens: str) -> ChoiceData:
     """
     if not isinstance(run, HoldsChoices) or run.choices is None:
         raise FitError(f"{where(run)} has no choices of its items: judges of choices read runs of tasks")
-    if lens not in run.lenses:
-        raise FitError(f"{where(run)} has no lens {lens!r}: it has {', '.join(run.lenses)}")
-    if run.layers[-1] != str(run.n_layers):
-        raise FitError(
-            f"{where(run)} is a selection without the last layer ({run.n_layers}), so that it has no final judge: "
-            "select that layer as well"
-        )
+    check_lens(run, lens)
     table = run.choices
     return ChoiceData(
         run.choice_logprob(lens),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from probes.token_table import TokenTable
+from probes.token_table import TokenTable, ragged_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,12 +104,3 @@ class ChoiceTable:
             scores=np.array([score for of_item in scores for score in of_item], dtype=np.float64),
             tokens=tokens,
         )
-
-
-def ragged_rows(offsets: Int[np.ndarray, " edge"], chosen: Int[np.ndarray, " chosen"]) -> Int[np.ndarray, " value"]:
-    """Positions of the values of some rows of a ragged array, row by row."""
-    counts = np.diff(offsets)[chosen]
-    ends = np.cumsum(counts)
-    total = int(ends[-1]) if len(ends) else 0
-    # Within each row from its start; np.repeat shifts the running number back at every row.
-    return np.asarray(np.arange(total) + np.repeat(offsets[chosen] - (ends - counts), counts), dtype=np.int64)

@@ -10,6 +10,7 @@ from scipy.special import softmax
 
 from probes.errors import FitError
 from probes.fitted import expected_values
+from probes.layer_order import in_model_order
 from probes.runlike import RunLike, check_lens, where
 
 
@@ -28,7 +29,7 @@ def item_distributions(run: RunLike, item: str, lens: str = "norm") -> pd.DataFr
     Raises:
         FitError: There is no such item or lens, or the item has no reading.
     """
-    row = item_row(run, item)
+    row, run = item_row(run, item), in_model_order(run)
     check_lens(run, lens)
     logits = run.item_logits(lens)[row].astype(np.float64)
     if not np.isfinite(logits).all():
@@ -73,6 +74,7 @@ def item_choices(run: RunLike, item: str, lens: str = "norm", per: str = "") -> 
     from probes.choices.ragged import softmax as of_items
 
     divided = read_per(per) or ""
+    run = in_model_order(run)
     data = choice_data(run, lens).select(np.array([item_row(run, item)]))
     if not data.usable.all():
         raise FitError(f"{where(run)} has no reading of the item {item!r}: choose one that was captured")

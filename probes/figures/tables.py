@@ -18,6 +18,7 @@ from probes.figures.item_tables import item_row as item_row
 from probes.figures.item_tables import prompt_text as prompt_text
 from probes.fitted import expected_values
 from probes.fitting.threads import one_blas_thread
+from probes.layer_order import in_model_order
 from probes.protocol import make_folds, out_of_fold
 from probes.runlike import HoldsStates, RunLike, check_lens, lacking, parts, where
 
@@ -46,10 +47,13 @@ def layer_scores(run: RunLike, lens: str = "norm", criterion: str | None = None)
     Raises:
         FitError: There is no such lens or criterion.
     """
+    run = in_model_order(run)
     chosen = _of_criterion(run, criterion)
     scores = expected_values(_logits(run, lens)[chosen], np.asarray(run.scale.values, dtype=np.float64))
     n_items, n_layers = scores.shape
-    ids, criteria = np.asarray(run.ids, dtype=object), np.asarray(run.criteria, dtype=object)
+    again = pd.Series(list(run.ids)).groupby(list(run.ids)).cumcount()  # an item may be selected several times
+    names = [f"{name} ({number + 1})" if number else name for name, number in zip(run.ids, again, strict=True)]
+    ids, criteria = np.asarray(names, dtype=object), np.asarray(run.criteria, dtype=object)
     return pd.DataFrame(
         {
             "item": np.repeat(ids[chosen], n_layers),
@@ -81,6 +85,7 @@ def score_distributions(run: RunLike, lens: str = "norm", criterion: str | None 
     Raises:
         FitError: There is no such lens or criterion, or no item that can be used.
     """
+    run = in_model_order(run)
     chosen = _of_criterion(run, criterion)
     logits = _logits(run, lens)[chosen]
     values = np.asarray(run.scale.values, dtype=np.float64)
@@ -143,7 +148,7 @@ def reliability_bins(
     Raises:
         FitError: A judge is unknown or gives no distribution, or there are several criteria or too few items.
     """
-    chosen = [get_aggregator(judge) for judge in judges]
+    chosen, run = [get_aggregator(judge) for judge in judges], in_model_order(run)
     found = parts(run, criterion, pool=pool)
     if len(found) > 1:
         raise FitError(f"choose a criterion for the reliability: {', '.join(part.criterion for part in found)}")
@@ -207,6 +212,7 @@ def layer_similarity(run: RunLike, *, centred: bool = False) -> pd.DataFrame:
     Raises:
         FitError: The run holds no states that an item can be said to have.
     """
+    run = in_model_order(run)
     if not isinstance(run, HoldsStates) or not run.has_item_residuals:
         raise FitError(f"{where(run)} holds no residual states of items: capture with residuals, and no pairs")
     n_layers, n_items = len(run.layers), len(run.ids)
@@ -264,6 +270,7 @@ def scale_mass(run: RunLike) -> pd.DataFrame:
     Raises:
         FitError: The run says nothing about it.
     """
+    run = in_model_order(run)
     run_: Any = run
     if not hasattr(run, "final_mass"):
         raise FitError(f"{where(run)} holds no probability of the scale")

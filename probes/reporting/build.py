@@ -18,6 +18,7 @@ from probes.aggregate import DEFAULT_JUDGE, get_aggregator
 from probes.choices.data import read_per
 from probes.errors import FitError
 from probes.kinds import require_run
+from probes.layer_order import in_model_order
 from probes.reporting import choices as of_choices
 from probes.reporting.answer import Answer, answer, headline_judge, no_answer
 from probes.reporting.counts import item_states, tally
@@ -122,6 +123,7 @@ def report(
         RunFileError: The file cannot be written, or the run is damaged.
     """
     require_run(run)
+    run = in_model_order(run)
     path = Path(path)
     if path.suffix.lower() not in {"", ".html", ".htm"}:
         raise FitError(

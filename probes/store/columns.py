@@ -64,6 +64,33 @@ def read(
     return out.view(np.float32) if decode else out
 
 
+def read_ragged(
+    values: h5py.Dataset, offsets: Int[np.ndarray, " bound"], rows: Int[np.ndarray, " row"]
+) -> list[Shaped[np.ndarray, " value"]]:
+    """Rows that differ in length, in the order asked for.
+
+    Args:
+        values: The values of all rows, one after the other.
+        offsets: Where each row starts, and the end of the last one.
+        rows: Row numbers from 0, in any order and as often as wanted.
+
+    Raises:
+        RunFileError: The stored bytes are damaged.
+    """
+    each, place = np.unique(rows, return_inverse=True)
+    starts, ends = offsets[each], offsets[each + 1]
+    step = int(values.chunks[0]) if values.chunks else _STRETCH_BYTES
+    # What lies between two rows is read with them unless a whole chunk of it can be left out.
+    cuts = np.flatnonzero(starts[1:] // step > ends[:-1] // step + 1) + 1
+    found: list[np.ndarray] = []
+    for some in np.split(np.arange(len(each)), cuts) if len(each) else ():
+        low = int(starts[some[0]])
+        stretch = _stretch(values, low, int(ends[some[-1]]), ())
+        bounds = zip((starts[some] - low).tolist(), (ends[some] - low).tolist(), strict=True)
+        found += [stretch[start:end] for start, end in bounds]
+    return [found[number] for number in place.tolist()]
+
+
 _Piece = tuple[int, int, slice | np.ndarray, slice | np.ndarray]
 
 
@@ -120,6 +147,12 @@ def _stretch(dataset: h5py.Dataset, low: int, high: int, columns: tuple[Any, ...
                 _stretch(dataset, max(low, start), min(high, start + step), columns)
         reason = str(error).partition("(")[2].rstrip(")") or error
         raise RunFileError(
-            f"{dataset.file.filename}: {dataset.name} is damaged in readings {low} to {high - 1} ({reason}); "
+            f"{dataset.file.filename}: {dataset.name} is damaged in {_noun(dataset)}s {low} to {high - 1} ({reason}); "
             "restore a copy or capture it again"
         ) from None
+
+
+def _noun(dataset: h5py.Dataset) -> str:
+    """What a row of a dataset is."""
+    name = str(dataset.name)
+    return "choice" if "/choice_logprob/" in name else "value" if name.endswith("/values") else "reading"

@@ -111,7 +111,7 @@ class Description:
     def items(self) -> Items:
         """The items, in order."""
         items = read_items(self._file)
-        return items if self._selection is None else items.select(self._selection.items)
+        return items if self._selection is None else items.select(self._selection.items, repeated=True)
 
     @property
     def has_choices(self) -> bool:
@@ -168,9 +168,8 @@ class Description:
     @cached_property
     def readings(self) -> Readings:
         """Item, sample, order of responses and status of every reading."""
-        item = self._values.readings("item")
         return Readings(
-            item=item if self._selection is None else np.searchsorted(self._selection.items, item).astype(item.dtype),
+            item=self._values.readings("item") if self._selection is None else self._selection.item.astype(np.int32),
             sample=self._values.readings("sample"),
             swapped=self._values.readings("swapped").astype(bool),
             status=self._values.readings("status"),

@@ -289,7 +289,7 @@ def _tensors(run: Run) -> Iterator[_Tensor]:
             return lambda rows: choice_rows(run, lens, rows)
         return lambda rows: run.score_logits(lens, rows)
 
-    for layer in run.layers:
+    for layer in dict.fromkeys(run.layers):  # a name stands for one tensor, however often the layer is selected
         dtype = np.dtype("<u2" if is_bits else "<f4")
         yield _Tensor(f"residual.{layer}", dtype, (n_readings, run.readout.d_model), residual(layer))
     shape = (len(table_of(run)), n_layers) if run.has_choices else (n_readings, n_layers, len(run.scale.labels))

@@ -43,7 +43,7 @@ def most_likely(run: Run, last: Run | None, lens: str, items: Int[np.ndarray, " 
         run: The run.
         last: The run with its last layer alone; None where nothing was captured.
         lens: Lens of the log-likelihoods.
-        items: Numbers of the items, ascending.
+        items: Numbers of the items.
 
     Returns:
         ``n_choices``; ``label``, the text of the most likely choice, of equal ones the first, or None; ``grade``, what
@@ -97,7 +97,7 @@ def choice_lists(
     Args:
         run: The run.
         lenses: Lenses whose log-likelihoods are given.
-        items: Numbers of the items, ascending.
+        items: Numbers of the items.
         missing: Which of them have no numbers, and no lists of any.
     """
     import pyarrow as pa

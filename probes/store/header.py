@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     import h5py
 
+    from probes.store.values import Selection
+
 
 @dataclass(frozen=True, eq=False)
 class Header:
@@ -143,24 +145,29 @@ class Header:
             hashes.append(sha.hexdigest())
         return tuple(hashes)
 
-    def select(self, items: Int[np.ndarray, " selected"], layers: Int[np.ndarray, " layer"]) -> Header:
-        """The header of a run of some items, in ascending order, and some layers."""
-        readings, prompts = self.readings, self._prompts[0]
-        chosen = np.isin(readings.item, items)
-        chosen_prompts = np.flatnonzero(np.isin(prompts // 2, items))
+    def select(self, chosen: Selection) -> Header:
+        """The header of a run of some items and layers, in the order asked for."""
+        readings, items, rows = self.readings, chosen.items, chosen.readings
+        _, first = np.unique(2 * chosen.item + readings.swapped[rows], return_index=True)
+        prompts = self.reading_prompt[rows[first]]
+        layers = np.arange(len(self.layers)) if chosen.layers is None else chosen.layers
+        attrs = dict(self.attrs)
+        if not np.array_equal(items, np.arange(len(self.items))):
+            attrs.pop("parts", None)  # of a selection nobody knows which part its items are from
         return replace(
             self,
-            items=self.items.select(items),
-            token_ids=self.token_ids.take(chosen_prompts),
+            items=self.items.select(items, repeated=True),
+            token_ids=self.token_ids.take(prompts),
             human_value=self.human_value[items],
-            layers=[self.layers[layer] for layer in layers],
-            status=readings.status[chosen],
-            reading_item=np.searchsorted(items, readings.item[chosen]),
-            reading_sample=readings.sample[chosen],
-            reading_swapped=readings.swapped[chosen],
-            reading_position=self.position[chosen],
+            layers=[self.layers[int(layer)] for layer in layers],
+            status=readings.status[rows],
+            attrs=attrs,
+            reading_item=chosen.item,
+            reading_sample=readings.sample[rows],
+            reading_swapped=readings.swapped[rows],
+            reading_position=self.position[rows],
             choices=None if self.choices is None else self.choices.select(items),
-            parts=None if self.parts is None else self.parts.take(chosen_prompts),
+            parts=None if self.parts is None else self.parts.take(prompts),
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -18,6 +19,7 @@ import numpy as np
 
 from probes.differences import differences
 from probes.errors import RunFileError
+from probes.layer_order import in_model_order
 from probes.lens import check_lenses
 from probes.same_model import named_like
 from probes.store import disk
@@ -50,7 +52,8 @@ def merge(
     """Write the items of one or several runs into one file.
 
     Args:
-        runs: Runs of the same judge and of disjoint items, whole or selected (``run.select(split="test")``).
+        runs: Runs of the same judge and of disjoint items, whole or selected (``run.select(split="test")``); items
+            are written in the order of the runs, and within each in its own, layers in that of the model.
         out: File to write.
         lenses: Lenses whose score logits are stored; those of the first run unless given. One that a run lacks is
             computed from its residuals.
@@ -108,6 +111,7 @@ def write_run(
     Raises:
         RunFileError: As in ``merge``.
     """
+    runs = [in_model_order(run) for run in runs]  # as the format has layers
     headers = [run.header() for run in runs]
     headers[-1] = replace(headers[-1], attrs=headers[-1].attrs | dict(attrs or {}))
     _check_compatible(runs, headers)
@@ -163,6 +167,11 @@ def _check_compatible(runs: Sequence[Run], headers: Sequence[Header]) -> None:
                 f"{runs[0].path} and {run.path} differ in {', '.join(differ)}; only runs of the same judge, captured "
                 "in the same way, go into one file"
             )
+        if twice := [name for name, count in Counter(header.items.ids).items() if count > 1]:
+            raise RunFileError(
+                f"{run.path}: the item {twice[0]!r} is selected {header.items.ids.count(twice[0])} times; a file holds "
+                "each item once, so select it once"
+            )
         if both := [name for name in header.items.ids if name in seen]:
             raise RunFileError(
                 f"{seen[both[0]]} and {run.path} both hold the item {both[0]!r} ({len(both)} in all); select what "
@@ -193,16 +202,11 @@ def _joined_attrs(headers: Sequence[Header]) -> dict[str, Any]:
     """Root attributes of the result: those of the first run, and what every part says about itself."""
     attrs = {"deviations": {}} | headers[0].attrs  # an unfinished run does not know them yet
     if len(headers) == 1:
-        if sum(part["n_items"] for part in attrs.get("parts", [])) != len(headers[0].items):
-            attrs.pop("parts", None)  # of a selection nobody knows which part its items are from
         return attrs
     parts: list[dict[str, Any]] = []
     for header in headers:
         own = {name: header.attrs.get(name) for name in ("created", "config", "versions", "deviations")}
-        known = header.attrs.get("parts", [])
-        if sum(part["n_items"] for part in known) != len(header.items):
-            known = []  # of a selection nobody knows which part its items are from
-        parts += known or [own | {"n_items": len(header.items)}]
+        parts += header.attrs.get("parts") or [own | {"n_items": len(header.items)}]
     attrs["parts"] = parts
     # Under today's hash of the model, where any of them knows it: that of earlier versions moves with transformers.
     newest = next((header.attrs for header in headers if header.attrs.get("model_hash_v1")), attrs)

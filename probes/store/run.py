@@ -15,7 +15,16 @@ from probes.store.description import Description
 from probes.store.format import EXTRAS
 from probes.store.generated import answer_texts, cut_off
 from probes.store.header import Header, read_header
-from probes.store.selecting import Choice, Some, chosen_items, chosen_layers, chosen_numbers, one_layer
+from probes.store.selecting import (
+    Choice,
+    Some,
+    chosen_items,
+    chosen_layers,
+    chosen_numbers,
+    item_numbers,
+    one_layer,
+    rows_of,
+)
 from probes.store.values import Selection, Values, damage_named
 
 if TYPE_CHECKING:
@@ -60,10 +69,13 @@ class Run(Description):
 
         A lens that was not stored is computed from the residuals.
 
+        As everywhere in a run, rows come in the order asked for and as often as asked for, numbers below 0 count from
+        the end, and those of a mask or slice ascend.
+
         Args:
             lens: ``raw`` or ``norm``.
-            readings: Reading numbers or a boolean mask; all unless given.
-            items: Instead, the items whose readings are wanted: numbers, a boolean mask or ids.
+            readings: Reading numbers, a boolean mask or a slice; all unless given.
+            items: Instead, the items whose readings are wanted, item by item: numbers, ids, a boolean mask or a slice.
 
         Raises:
             RunFileError: The lens is unknown, or it was not stored and neither were residuals.
@@ -85,8 +97,7 @@ class Run(Description):
 
         Args:
             lens: One of ``lenses``.
-            items: Item numbers, a boolean mask or ids, whose choices then follow in the order of the run; all unless
-                given.
+            items: Items whose choices are wanted, as in ``score_logits``; all unless given.
 
         Raises:
             RunFileError: The run has no choices, the lens was not captured, or there is no such item.
@@ -98,7 +109,7 @@ class Run(Description):
                 f"{self.path}: choices were not scored under the lens {lens!r}, and cannot be without the model; it "
                 f"has {', '.join(self.lenses)}"
             )
-        chosen = None if items is None else chosen_items(self, items, {})
+        chosen = None if items is None else item_numbers(self, items)
         return self._values.choices(f"choice_logprob/{lens}", len(self.attr("layers")), chosen)
 
     def item_logits(self, lens: str = "norm") -> Float[np.ndarray, "item layer label"]:
@@ -137,8 +148,8 @@ class Run(Description):
 
         Args:
             layer: Name on the layer axis (``"embed"``, ``"12"`` or 12); all layers unless given.
-            readings: Reading numbers or a boolean mask; all unless given.
-            items: Instead, the items whose readings are wanted: numbers, a boolean mask or ids.
+            readings: As in ``score_logits``; all unless given.
+            items: Instead, the items whose readings are wanted, as in ``score_logits``.
 
         Raises:
             RunFileError: Residuals were not stored, or there is no such layer or item.
@@ -178,9 +189,9 @@ class Run(Description):
                 ``entropy``, of the full vocabulary, in nats ``[reading, layer]``; ``last_positions``, residuals of
                 the last positions up to the one read, earliest first ``[reading, back, layer, d_model]``;
                 ``response_mean``, mean residual over the tokens of the response ``[reading, layer, d_model]``.
-            readings: Reading numbers or a boolean mask; all unless given.
+            readings: As in ``score_logits``; all unless given.
             layer: Name on the layer axis, which then drops out; all layers unless given.
-            items: Instead of readings, the items whose readings are wanted: numbers, a boolean mask or ids.
+            items: Instead of readings, the items whose readings are wanted, as in ``score_logits``.
 
         Raises:
             RunFileError: It was not captured, or there is no such reading, layer or item.
@@ -217,10 +228,12 @@ class Run(Description):
     ) -> Run:
         """Items that satisfy all conditions, and layers, as a run; no numbers are read before they are asked for.
 
-        Items and layers are in the order of this run, each once, whatever the order in which they are named.
+        Items and layers come in the order asked for and as often as asked for; where no items are named, in the order
+        of this run. Whatever takes items or layers of a run keeps to this. An item that is there twice has its id
+        twice, which no file may (``merge``), and judges and figures put layers into the order of the model.
 
         Args:
-            items: Numbers, a boolean mask or ids.
+            items: Numbers, ids, a boolean mask or a slice.
             split: Value of the split, or several.
             group: Value of the group, or several.
             criterion: Value of the criterion, or several.
@@ -233,22 +246,19 @@ class Run(Description):
         Raises:
             RunFileError: There is no such item, value or layer, or nothing is left.
         """
-        wanted = {
-            "split": split,
-            "group": group,
-            "criterion": criterion,
-            "system": system,
-        }
-        chosen = chosen_items(self, items, wanted)
+        wanted = {"split": split, "group": group, "criterion": criterion, "system": system}
         layer_numbers = None if layers is None else chosen_layers(self, layers)
-        if self._selection is not None:
-            chosen = self._selection.items[chosen]
-            before = self._selection.layers
-            layer_numbers = (
-                before if layer_numbers is None else layer_numbers if before is None else before[layer_numbers]
-            )
-        rows = np.flatnonzero(np.isin(self._file["readings/item"][:], chosen))
-        return Run(self.path, self._file, self._shards, Selection(chosen, rows, layer_numbers))
+        of = self.readings.item if self._selection is None else self._selection.item
+        if items is None and all(value is None for value in wanted.values()):
+            chosen, rows, item = np.arange(self.n_items), np.arange(len(of)), of
+        else:
+            chosen = chosen_items(self, items, wanted)
+            rows, item = rows_of(of, chosen)
+        if (before := self._selection) is not None:
+            chosen, rows = before.items[chosen], before.readings[rows]
+            if before.layers is not None:
+                layer_numbers = before.layers if layer_numbers is None else before.layers[layer_numbers]
+        return Run(self.path, self._file, self._shards, Selection(chosen, rows, item, layer_numbers))
 
     @property
     def generated_ids(self) -> list[Int[np.ndarray, " token"]]:
@@ -294,10 +304,7 @@ class Run(Description):
         if self._shards is not None:
             status, position = (Values(self._file, self._shards, None, "").readings(n) for n in ("status", "position"))
             header = replace(header, status=status, reading_position=position)
-        if self._selection is None:
-            return header
-        layers = self._selection.layers
-        return header.select(self._selection.items, np.arange(len(header.layers)) if layers is None else layers)
+        return header if self._selection is None else header.select(self._selection)
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a reading; see ``probes.store.export.to_pandas``."""
@@ -311,14 +318,14 @@ class Run(Description):
 
         return to_xarray(self)
 
-    def stored(self, name: str, readings: Int[np.ndarray, " row"]) -> np.ndarray:
+    def stored(self, name: str, readings: Some) -> np.ndarray:
         """Rows below ``/capture`` as they are stored, bfloat16 as bits; a lens that is not stored is computed."""
         lens = name.removeprefix("score_logits/")
         if lens != name and lens not in self.attr("lenses"):
             return self.score_logits(lens, readings)
-        return self._values.numbers(name, readings)
+        return self._values.numbers(name, self._rows(readings, None))
 
-    def generated(self, name: str, readings: Int[np.ndarray, " row"] | None = None) -> list[np.ndarray]:
+    def generated(self, name: str, readings: Some | None = None) -> list[np.ndarray]:
         """Rows of ``generation/token_ids`` or ``generation/text`` (UTF-8 bytes), one a reading.
 
         Raises:
@@ -326,7 +333,7 @@ class Run(Description):
         """
         if name not in self._values:
             raise RunFileError(f"{self.path} holds nothing generated: its judge was read at the end of the prompt")
-        return self._values.ragged(name, readings)
+        return self._values.ragged(name, self._rows(readings, None))
 
     def generated_lengths(self, name: str) -> Int[np.ndarray, " reading"]:
         """Lengths of the rows of ``generated``; 0 where nothing was."""
@@ -340,11 +347,7 @@ class Run(Description):
         if items is not None:
             if readings is not None:
                 raise RunFileError(f"{self.path}: choose readings or items, not both")
-            chosen = chosen_items(self, items, {}, ordered=True)
-            item = self.readings.item
-            order = np.argsort(item, kind="stable")
-            first, last = (np.searchsorted(item[order], chosen, side) for side in ("left", "right"))
-            return np.concatenate([order[start:stop] for start, stop in zip(first, last, strict=True)])
+            return rows_of(self.readings.item, item_numbers(self, items))[0]
         if readings is None:
             return None
         return chosen_numbers(readings, len(self.status), "reading", self.path)

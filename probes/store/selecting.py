@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from probes.errors import RunFileError, did_you_mean
+from probes.token_table import ragged_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,29 +18,24 @@ if TYPE_CHECKING:
 
     from probes.store.description import Description
 
-# Numbers or a boolean mask; for items also ids.
-Some = Sequence[Any] | np.ndarray
+# Numbers, a boolean mask or a slice; for items also ids.
+Some = Sequence[Any] | np.ndarray | slice
 Choice = str | Sequence[str]
 
 
-def chosen_items(
-    run: Description, items: Some | None, labels: Mapping[str, Choice | None], *, ordered: bool = False
-) -> Int[np.ndarray, " item"]:
-    """Item numbers that satisfy all of several conditions, ascending unless ``ordered``.
+def chosen_items(run: Description, items: Some | None, labels: Mapping[str, Choice | None]) -> Int[np.ndarray, " item"]:
+    """Item numbers that satisfy all of several conditions, in the order of ``items`` and as often as there.
 
     Args:
         run: The run.
-        items: Numbers, a boolean mask or ids; all unless given.
+        items: As in ``item_numbers``; all unless given.
         labels: Wanted values by text column; a column whose value is None is not looked at.
-        ordered: Keep the order and repetitions of ``items``.
 
     Raises:
         RunFileError: There is no such item or value, or nothing is left.
     """
     n_items = run.n_items
-    numbers = np.arange(n_items) if items is None else _item_numbers(run, items)
-    if not ordered:
-        numbers = np.unique(numbers)
+    numbers = np.arange(n_items) if items is None else item_numbers(run, items)
     for name, wanted in labels.items():
         if wanted is None:
             continue
@@ -57,10 +53,19 @@ def chosen_items(
     return numbers
 
 
-def _item_numbers(run: Description, items: Some) -> Int[np.ndarray, " item"]:
+def item_numbers(run: Description, items: Some) -> Int[np.ndarray, " item"]:
+    """Item numbers, in the order asked for and as often as asked for.
+
+    Args:
+        run: The run.
+        items: Numbers, ids, a boolean mask or a slice. An id stands for the first item that bears it.
+
+    Raises:
+        RunFileError: There is no such item, or the mask has another length.
+    """
     chosen = np.asarray(items)
     if chosen.dtype.kind in "OSU" and chosen.ndim == 1 and len(chosen):
-        place = {name: number for number, name in enumerate(run.ids)}
+        place = {name: number for number, name in reversed(list(enumerate(run.ids)))}
         if unknown := [name for name in chosen.tolist() if name not in place]:
             raise RunFileError(
                 f"{run.path} has no item {unknown[0]!r}{did_you_mean(unknown[0], place)}: its first is {run.ids[0]!r}, "
@@ -71,11 +76,16 @@ def _item_numbers(run: Description, items: Some) -> Int[np.ndarray, " item"]:
 
 
 def chosen_numbers(chosen: Some, n_all: int, what: str, path: Path) -> Int[np.ndarray, " chosen"]:
-    """Numbers of items or readings, from numbers or a boolean mask.
+    """Numbers of items or readings, in the order asked for, from numbers, a boolean mask or a slice.
 
     Raises:
         RunFileError: The mask has another length, or there is no such number.
     """
+    if isinstance(chosen, slice):
+        try:
+            return np.arange(n_all)[chosen]
+        except TypeError:
+            raise RunFileError(f"{path}: a slice of {what}s goes by whole numbers, got {chosen!r}") from None
     given = np.asarray(chosen)
     if given.ndim == 1 and not len(given):
         return np.empty(0, dtype=np.int64)
@@ -92,6 +102,21 @@ def chosen_numbers(chosen: Some, n_all: int, what: str, path: Path) -> Int[np.nd
     return np.where(numbers < 0, numbers + n_all, numbers)
 
 
+def rows_of(
+    item: Int[np.ndarray, " reading"], chosen: Int[np.ndarray, " chosen"]
+) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]:
+    """All readings of some items, item by item, and which of the items, counted as they were chosen, each is of.
+
+    Args:
+        item: Item of every reading.
+        chosen: Item numbers, in any order and as often as wanted.
+    """
+    order = np.argsort(item, kind="stable")
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(item, minlength=int(chosen.max(initial=-1)) + 1))])
+    counts = np.diff(offsets)[chosen]
+    return order[ragged_rows(offsets, chosen)], np.repeat(np.arange(len(chosen)), counts)
+
+
 def one_layer(run: Description, layer: str | int) -> int:
     """Position of one layer on the layer axis.
 
@@ -104,7 +129,7 @@ def one_layer(run: Description, layer: str | int) -> int:
 
 
 def chosen_layers(run: Description, layers: Sequence[str | int] | str | int) -> Int[np.ndarray, " layer"]:
-    """Positions of layers on the layer axis, ascending.
+    """Positions of layers on the layer axis, in the order asked for and as often as asked for.
 
     Raises:
         RunFileError: There is no such layer.
@@ -117,7 +142,7 @@ def chosen_layers(run: Description, layers: Sequence[str | int] | str | int) -> 
             raise RunFileError(f"{run.path} has no layer {name!r}; its layers are {_shown(run.layers)}")
     if not names:
         raise RunFileError(f"{run.path}: no layer is selected; its layers are {_shown(run.layers)}")
-    return np.unique([run.layers.index(str(name)) for name in names])
+    return np.array([run.layers.index(str(name)) for name in names])
 
 
 def _shown(layers: Sequence[str]) -> str:

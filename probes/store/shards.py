@@ -92,16 +92,16 @@ class ShardReader:
         """Length of every row of a ragged dataset; 0 for rows that no shard holds."""
         return self._extents(name)[1]
 
-    def read_ragged(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows ``start`` to ``stop`` of a ragged dataset, one after the other."""
+    def read_ragged(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Rows of a ragged dataset, one after the other in the order asked for."""
         first, lengths = self._extents(name)
-        rows = np.arange(start, stop)
         ends = np.cumsum(lengths[rows])
         out = np.empty(int(ends[-1]) if len(ends) else 0, self._arrays[0][f"{name}/values"].dtype)
         for number, where in self._by_shard(rows):
             low = first[rows[where]]
-            values = self._rows(number, f"{name}/values", int(low[0]), int(low[-1] + lengths[rows[where[-1]]]))
-            for row, begin in zip(where, low - low[0], strict=True):
+            start, stop = int(low.min()), int((low + lengths[rows[where]]).max())
+            values = self._rows(number, f"{name}/values", start, stop)
+            for row, begin in zip(where, low - start, strict=True):
                 length = lengths[rows[row]]
                 out[ends[row] - length : ends[row]] = values[begin : begin + length]
         return out

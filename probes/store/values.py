@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import numpy as np
 from jaxtyping import Int
 
-from probes.choices.table import ragged_rows
 from probes.errors import ProbesError, RunFileError
-from probes.store.columns import read
+from probes.store.columns import read, read_ragged
 from probes.store.format import EXTRAS, from_bfloat16_bits
 from probes.store.safety import DAMAGE, one_line
+from probes.token_table import ragged_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,16 +51,18 @@ def damage_named(read: Callable[_P, _T]) -> Callable[_P, _T]:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Some items and layers of a file.
+    """Some items and layers of a file, in the order asked for and as often as asked for.
 
     Attributes:
-        items: Item numbers in the file, ascending ``[item]``.
-        readings: All their readings, ascending ``[reading]``.
-        layers: Positions on the layer axis, ascending ``[layer]``; None for all.
+        items: Item numbers in the file ``[item]``.
+        readings: All their readings, by their numbers in the file ``[reading]``.
+        item: Which of ``items`` each of these readings is of ``[reading]``.
+        layers: Positions on the layer axis ``[layer]``; None for all.
     """
 
     items: Int[np.ndarray, " item"]
     readings: Int[np.ndarray, " reading"]
+    item: Int[np.ndarray, " reading"]
     layers: Int[np.ndarray, " layer"] | None
 
 
@@ -117,7 +119,9 @@ class Values:
             return self._numbers(name, rows, axis, layer, decode)
         if layer is not None:
             return self._numbers(name, rows, axis, int(chosen[layer]), decode)
-        return np.stack([self._numbers(name, rows, axis, int(number), decode) for number in chosen], axis)
+        each, place = np.unique(chosen, return_inverse=True)  # a layer that is shown twice is read once
+        values = [self._numbers(name, rows, axis, int(number), decode) for number in each]
+        return np.stack([values[number] for number in place], axis)
 
     @damage_named
     def lengths(self, name: str) -> Int[np.ndarray, " reading"]:
@@ -130,7 +134,7 @@ class Values:
 
     @damage_named
     def ragged(self, name: str, readings: Int[np.ndarray, " row"] | None = None) -> list[np.ndarray]:
-        """Rows of a dataset whose rows differ in length; all unless ``readings``, ascending, are given."""
+        """Rows of a dataset whose rows differ in length; all unless ``readings`` are given, in the order asked for."""
         rows = self._in_file(readings)
         if rows is None:
             rows = np.arange(len(self.file["readings/item"]))
@@ -138,11 +142,9 @@ class Values:
             return []
         if self.shards is not None and f"{name}/values" in self.shards:
             return self._pieces(name, rows)
-        first, last = int(rows[0]), int(rows[-1]) + 1
+        first, last = int(rows.min()), int(rows.max()) + 1
         bounds = self.file[f"{name}/offsets"][first : last + 1]
-        values, ends = self.file[f"{name}/values"][bounds[0] : bounds[-1]], bounds[1:] - bounds[0]
-        pieces = np.split(values, ends[:-1])
-        return [pieces[row - first] for row in rows]
+        return read_ragged(self.file[f"{name}/values"], bounds, rows - first)
 
     @damage_named
     def choices(self, name: str, n_layers: int, items: Int[np.ndarray, " item"] | None = None) -> np.ndarray:
@@ -151,24 +153,22 @@ class Values:
         Args:
             name: Path below ``/capture``.
             n_layers: Layers in the file.
-            items: Item numbers, ascending, as they are shown; all unless given.
+            items: Item numbers, as they are shown, in the order asked for; all unless given.
         """
         offsets = self.file["choices/offsets"][:]
-        chosen = self._in_file(items)  # every item has one reading
-        chosen = np.arange(len(offsets) - 1) if chosen is None else chosen
+        chosen = np.arange(len(offsets) - 1) if self.selection is None else self.selection.items
+        chosen = chosen if items is None else chosen[items]
         layers = slice(None) if self.selection is None or self.selection.layers is None else self.selection.layers
         rows = ragged_rows(offsets, chosen)
         if self.shards is None:
             if f"capture/{name}" not in self.file:
                 raise RunFileError(f"{self.where} holds no numbers: none of its readings was captured")
-            if not len(rows):
-                return np.empty((0, n_layers), np.float32)[:, layers]
-            low, high = int(rows.min()), int(rows.max()) + 1
-            return np.asarray(self.file[f"capture/{name}"][low:high][rows - low][:, layers])
+            return np.asarray(read(self.file[f"capture/{name}"], rows)[:, layers])
         out = np.full((len(rows), n_layers), np.nan, dtype=np.float32)
         if f"{name}/values" in self.shards:
             ends = np.cumsum(np.diff(offsets)[chosen])
-            for item, end, values in zip(chosen, ends, self._pieces(name, chosen), strict=True):
+            reading = np.argsort(self.file["readings/item"][:], kind="stable")[chosen]  # every item has one
+            for item, end, values in zip(chosen, ends, self._pieces(name, reading), strict=True):
                 if len(values):
                     count = int(offsets[item + 1] - offsets[item])
                     out[end - count : end] = values.reshape(count, n_layers)
@@ -176,13 +176,10 @@ class Values:
 
     def _pieces(self, name: str, rows: Int[np.ndarray, " row"]) -> list[np.ndarray]:
         """Rows of a ragged dataset of the shards, by their number in the file."""
+        assert self.shards is not None
         if not len(rows):
             return []
-        assert self.shards is not None
-        first, last = int(rows[0]), int(rows[-1]) + 1
-        ends = np.cumsum(self.shards.lengths(name)[first:last])
-        pieces = np.split(self.shards.read_ragged(name, first, last), ends[:-1])
-        return [pieces[row - first] for row in rows]
+        return np.split(self.shards.read_ragged(name, rows), np.cumsum(self.shards.lengths(name)[rows])[:-1])
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a dataset or group, by its path below ``/capture`` or from the root."""
